@@ -1,0 +1,287 @@
+// The op set: everything a decoder asks of a device, at fused grain.
+//
+// Rules that hold for every op and backend (cpu, cuda, null):
+//  - Params are plain structs of pointers, sizes and strides; pointers are device pointers (host
+//  memory on the
+//    CPU). The caller owns all memory and keeps it alive until Synchronize() returns.
+//  - No op allocates or blocks on the device (the CPU backend runs an op to its end inside the
+//  call;
+//    scratch is sized in Reserve()). Ops run in call order.
+//  - One thread drives a backend. Errors are bugs or lost devices, not user input: sizes were
+//  checked at load.
+//  - Activations are float32 on the CPU, `Backend::activation_dtype()` elsewhere.
+//
+// Letters: T tokens in a step, R rows (one per request in the step), D hidden size, H query heads,
+// G KV heads, E head size, F MLP width, V vocabulary, P tokens a KV page. Under tensor parallelism
+// H, G, F and the V of the output head are this rank's share; D and embeddings are whole.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string_view>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "kernels/collective.h"
+#include "kernels/sampling_params.h"
+
+namespace penstock::kernels {
+
+// How a matrix is stored. The quantised ones are GGUF's block formats, as in ggml's type table.
+enum class WeightFormat : uint8_t {
+  kF32,
+  kF16,
+  kBF16,
+  kQ4_0,
+  kQ4_1,
+  kQ5_0,
+  kQ5_1,
+  kQ8_0,
+  kQ4_K,
+  kQ5_K,
+  kQ6_K,
+};
+
+enum class DType : uint8_t { kF32, kF16, kBF16 };
+constexpr size_t DTypeSize(DType type) { return type == DType::kF32 ? 4 : 2; }
+
+// Rows [0, rows) of a row-major [rows, cols] matrix in host memory, `row_bytes` apart. Under tensor
+// parallelism a column shard is a segment that starts inside a row (at a block border), so
+// row_bytes may exceed a row's own bytes.
+struct WeightSegment {
+  WeightFormat format = WeightFormat::kF32;
+  const std::byte* data = nullptr;
+  int64_t rows = 0;
+  int64_t cols = 0;
+  int64_t row_bytes = 0;
+};
+
+// How a weight is used: fixes the layout the backend packs it to.
+enum class WeightUse : uint8_t { kLinear, kEmbedding, kEmbeddingAndLinear };
+
+// A weight on the device, packed by the backend that made it; only that backend may use it.
+class Weight {
+ public:
+  virtual ~Weight() = default;
+  int64_t rows = 0;  // N: output features (or vocabulary)
+  int64_t cols = 0;  // K: input features
+};
+
+// Device memory, freed with the object. The backend must outlive it.
+class Buffer {
+ public:
+  virtual ~Buffer() = default;
+  void* data = nullptr;
+  size_t bytes = 0;
+  template <typename T>
+  T* as() const {
+    return static_cast<T*>(data);
+  }
+};
+
+// The device's table of every slot's ids, prompt and output alike: ids[slot * stride + position].
+// Bind writes the known ids, Sample writes the next one, Embed reads: so a step is launched before
+// the last one's ids are known on the host.
+struct TokenTable {
+  int32_t* ids = nullptr;
+  int64_t stride = 0;
+};
+
+// One layer's KV pages: element (page, g, i, e) of K is k[((page * G + g) * P + i) * E + e]; V
+// likewise.
+struct KvLayer {
+  void* k = nullptr;
+  void* v = nullptr;
+  DType dtype = DType::kF32;
+  int32_t page_size = 0;  // P
+};
+
+// The rows of a step. Row r has tokens [token_begin[r], token_begin[r+1]) of the T flattened ones;
+// its KV pages are page_table[r * page_table_stride + i]; after the step it holds context_len[r]
+// tokens, this step's included.
+struct BatchRows {
+  int32_t num_rows = 0;
+  int32_t num_tokens = 0;
+  const int32_t* token_begin = nullptr;  // [R + 1]
+  const int32_t* context_len = nullptr;  // [R]
+  const int32_t* page_table = nullptr;   // [R, page_table_stride]
+  int64_t page_table_stride = 0;
+  const int32_t* slot_of_token = nullptr;      // [T]
+  const int32_t* position_of_token = nullptr;  // [T], 0-based
+  const int32_t* row_of_token = nullptr;       // [T]
+};
+
+struct EmbedParams {              // out[t] = table[ids of (slot, position) of token t]
+  const Weight* table = nullptr;  // [V, D], kEmbedding
+  TokenTable tokens;
+  const BatchRows* batch = nullptr;
+  void* out = nullptr;  // [T, D]
+  float scale = 1.0f;
+};
+
+struct AddRmsNormParams {
+  // residual += all-reduced x (x may be null: nothing is added); out = residual / rms(residual) *
+  // weight. With a group, x is this rank's part of a row-parallel product: x[num_k_segments, T, D],
+  // summed over ranks in rank order and over segments in segment order, so that every rank gets the
+  // same bits.
+  const void* x = nullptr;
+  int32_t num_k_segments = 1;
+  Collective* group = nullptr;    // null: one rank
+  void* residual = nullptr;       // [T, D], in and out
+  const float* weight = nullptr;  // [D]
+  void* out = nullptr;            // [T, D]; null: only the residual is updated
+  int32_t num_tokens = 0;
+  int32_t hidden = 0;
+  float epsilon = 1e-5f;
+};
+
+struct LinearParams {
+  // out = x * weight^T + bias. With num_k_segments = S > 1, K is cut in S equal parts whose
+  // products are written apart, out[S, T, N] (bias in the first): the float32 mode uses it to sum
+  // in one order whatever the number of ranks.
+  const void* x = nullptr;  // [T, K], row stride x_stride elements
+  int64_t x_stride = 0;
+  const Weight* weight = nullptr;  // [N, K]
+  const float* bias = nullptr;     // [N] or null
+  void* out = nullptr;             // [T, N] or [S, T, N], packed
+  int32_t num_tokens = 0;
+  int32_t num_k_segments = 1;
+};
+
+struct RopeKvWriteParams {
+  // Rotates q and k of qkv[T, (H + 2G) * E] (q heads, then k, then v) in place by the angle table,
+  // then writes k and v to their pages: token t of row r at position p goes to page page_table[r][p
+  // / P], line p % P.
+  void* qkv = nullptr;
+  int32_t num_heads = 0;
+  int32_t num_kv_heads = 0;
+  int32_t head_size = 0;
+  int32_t rotary_size = 0;   // leading elements of a head that rotate; even
+  bool interleaved = false;  // pairs (2i, 2i+1) as in GGUF's llama; else (i, i + rotary_size/2)
+  const float* cos_sin =
+      nullptr;  // [max_position, rotary_size]: rotary_size/2 cosines, then as many sines
+  const BatchRows* batch = nullptr;
+  KvLayer kv;
+};
+
+struct AttentionParams {    // causal attention over the pages; this step's k and v are already
+                            // written
+  const void* q = nullptr;  // first E of token t's head h at q + t * q_stride + h * E
+  int64_t q_stride = 0;
+  void* out = nullptr;  // [T, H * E]
+  int32_t num_heads = 0;
+  int32_t num_kv_heads = 0;
+  int32_t head_size = 0;
+  float scale = 0;  // on q.k, usually 1/sqrt(E)
+  const BatchRows* batch = nullptr;
+  KvLayer kv;
+};
+
+struct GatedActivationParams {  // out[t][f] = silu(x[t][f]) * x[t][F + f]
+  const void* x = nullptr;      // [T, 2F]
+  void* out = nullptr;          // [T, F]
+  int32_t num_tokens = 0;
+  int32_t width = 0;
+};
+
+struct GatherRowsParams {   // out[i] = x[index[i]]
+  const void* x = nullptr;  // [T, D]
+  const int32_t* index = nullptr;
+  void* out = nullptr;  // [count, D]
+  int32_t count = 0;
+  int32_t hidden = 0;
+};
+
+struct LogitsParams {       // float32 logits of the gathered rows, whole vocabulary on every rank
+  const void* x = nullptr;  // [count, D]
+  const Weight* head = nullptr;  // [V / ranks, D]
+  Collective* group = nullptr;
+  float* out = nullptr;  // [count, V]
+  int32_t count = 0;
+  int32_t vocab_size = 0;  // V, whole
+};
+
+// One row of logits to sample from. Sampling is a pure function of (params, ids so far, position,
+// logits): the random number is Philox4x32-10(key = seed, counter = position) (Salmon et al.,
+// 2011), so ranks, batches and restarts agree.
+struct SampleRow {
+  const SamplingParams* params = nullptr;
+  int32_t slot = 0;
+  int32_t position = 0;    // of the id to be sampled; ids [0, position) are in the token table
+  int32_t prompt_len = 0;  // ids [0, prompt_len) are the prompt, for the penalties
+  int32_t target_id = -1;  // >= 0: sample nothing, report this id (a prompt's log-probability);
+                           // writes no table entry
+  int32_t num_top = -1;    // -1: no log-probability; else the id's own and the num_top best
+};
+
+constexpr int kMaxTopLogprobs = 20;
+
+struct SampledLogprobs {  // of the raw logits (log-softmax before penalties and temperature), as
+                          // vLLM and OpenAI report
+  float logprob = 0;
+  int32_t rank = 0;  // 1 = the most likely
+  int32_t num_top = 0;
+  int32_t top_id[kMaxTopLogprobs];
+  float top_logprob[kMaxTopLogprobs];
+};
+
+struct SampleParams {
+  float* logits = nullptr;  // [count, V]; overwritten
+  int32_t count = 0;
+  int32_t vocab_size = 0;
+  const SampleRow* rows = nullptr;  // [count], host memory
+  TokenTable tokens;                // read for penalties; the sampled id goes to (slot, position)
+  int32_t* ids_out = nullptr;       // [count], host-visible once Synchronize() returns
+  SampledLogprobs* logprobs_out =
+      nullptr;  // [count], host-visible likewise; written where num_top >= 0
+};
+
+// What the backend must have scratch for.
+struct ReserveParams {
+  int32_t max_tokens = 0;  // T of the largest step
+  int32_t max_rows = 0;    // R
+  int32_t max_logits = 0;  // rows of logits in a step
+  int32_t max_width = 0;   // largest K or N of a linear but the output head's
+  int32_t vocab_size = 0;
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+  virtual std::string_view name() const = 0;
+  virtual DType activation_dtype() const = 0;
+  // True if the results of a token are the same bits whatever else is in its batch.
+  virtual bool batch_invariant() const = 0;
+  // False if this backend reads no weights (null), so that none need be loaded.
+  virtual bool needs_weights() const = 0;
+
+  // Zeroed memory. RESOURCE_EXHAUSTED says how much was asked for.
+  virtual absl::StatusOr<std::unique_ptr<Buffer>> Allocate(size_t bytes) = 0;
+  // Packs the segments, stacked by rows, into one weight. The host data may go once this returns.
+  virtual absl::StatusOr<std::unique_ptr<Weight>> LoadWeight(
+      std::span<const WeightSegment> segments, WeightUse use) = 0;
+  // A weight over rows [begin, begin + count) of one that was loaded as kEmbeddingAndLinear or
+  // kLinear, sharing its memory (tied output heads, vocabulary shards). `weight` must outlive it.
+  virtual absl::StatusOr<std::unique_ptr<Weight>> WeightRows(const Weight& weight, int64_t begin,
+                                                             int64_t count) = 0;
+  virtual absl::Status Reserve(const ReserveParams& params) = 0;
+  // Copies known ids to (slot, 0 ..) of the token table.
+  virtual absl::Status BindTokens(TokenTable table, int32_t slot, std::span<const int32_t> ids) = 0;
+
+  virtual absl::Status Embed(const EmbedParams& p) = 0;
+  virtual absl::Status AddRmsNorm(const AddRmsNormParams& p) = 0;
+  virtual absl::Status Linear(const LinearParams& p) = 0;
+  virtual absl::Status RopeKvWrite(const RopeKvWriteParams& p) = 0;
+  virtual absl::Status Attention(const AttentionParams& p) = 0;
+  virtual absl::Status GatedActivation(const GatedActivationParams& p) = 0;
+  virtual absl::Status GatherRows(const GatherRowsParams& p) = 0;
+  virtual absl::Status Logits(const LogitsParams& p) = 0;
+  virtual absl::Status Sample(const SampleParams& p) = 0;
+
+  // Returns when every op so far has run.
+  virtual absl::Status Synchronize() = 0;
+};
+
+}  // namespace penstock::kernels
