@@ -11,16 +11,17 @@
 namespace penstock {
 
 // Sets up the process's logger. `role` stands in every line (router, scheduler, worker-0 ...).
-// Call once at the start of main. Level from PENSTOCK_LOG_LEVEL (debug, info, warning, error), else info.
+// Call once at the start of main. Level from PENSTOCK_LOG_LEVEL (debug, info, warning, error), else
+// info.
 void InitLogging(std::string_view role);
 
 [[noreturn]] void CheckFailed(const char* file, int line, const char* condition);
 
 }  // namespace penstock
 
-#define CHECK(condition)                                               \
-  do {                                                                 \
-    if (!(condition)) [[unlikely]] {                                   \
-      ::penstock::CheckFailed(__FILE__, __LINE__, #condition);         \
-    }                                                                  \
+#define CHECK(condition)                                       \
+  do {                                                         \
+    if (!(condition)) [[unlikely]] {                           \
+      ::penstock::CheckFailed(__FILE__, __LINE__, #condition); \
+    }                                                          \
   } while (0)
