@@ -89,8 +89,10 @@ struct TokenTable {
   int64_t stride = 0;
 };
 
-// One layer's KV pages: element (page, g, i, e) of K is k[((page * G + g) * P + i) * E + e]; V
-// likewise.
+// One layer's KV pages. A page holds P positions of G heads of E elements, of K at k and of V at v:
+// page i starts at element i * G * P * E of both. How they lie inside a page is the backend's own
+// (the CPU's K is transposed in blocks of 16 positions, say), the same for every layer and step, so
+// pages can be moved whole.
 struct KvLayer {
   void* k = nullptr;
   void* v = nullptr;
@@ -233,7 +235,8 @@ struct SampleParams {
   int32_t vocab_size = 0;
   const SampleRow* rows = nullptr;  // [count], host memory
   TokenTable tokens;                // read for penalties; the sampled id goes to (slot, position)
-  int32_t* ids_out = nullptr;       // [count], host-visible once Synchronize() returns
+  int32_t* ids_out = nullptr;  // [count], host-visible once Synchronize() returns; -1 where the
+                               // row can't be sampled (NaN, all masked): Sample is INTERNAL
   SampledLogprobs* logprobs_out =
       nullptr;  // [count], host-visible likewise; written where num_top >= 0
 };

@@ -1,0 +1,158 @@
+#include "kernels/cpu/cpu_backend.h"
+
+#include <algorithm>
+#include <cstring>
+#include <new>
+#include <utility>
+#include <vector>
+
+#include "common/status.h"
+#include "kernels/cpu/activation.h"
+#include "kernels/cpu/attention.h"
+#include "kernels/cpu/norm.h"
+#include "kernels/cpu/rope.h"
+#include "kernels/cpu/sampler.h"
+
+namespace penstock::kernels::cpu {
+namespace {
+
+constexpr std::align_val_t kAlignment{64};
+
+class CpuBuffer : public Buffer {
+ public:
+  CpuBuffer(void* memory, size_t size) {
+    data = memory;
+    bytes = size;
+  }
+  ~CpuBuffer() override { ::operator delete(data, kAlignment); }
+};
+
+const CpuWeight& AsCpu(const Weight& weight) { return static_cast<const CpuWeight&>(weight); }
+
+class CpuBackend : public Backend {
+ public:
+  explicit CpuBackend(const CpuOptions& options)
+      : mode_(options.mode),
+        cpu_{&KernelsFor(options.isa), options.threads},
+        linear_(MakeLinearContext(options.mode, options.threads)),
+        sampler_(cpu_) {}
+
+  std::string_view name() const override { return "cpu"; }
+  DType activation_dtype() const override { return DType::kF32; }
+  bool batch_invariant() const override { return mode_ == Mode::kFloat32; }
+  bool needs_weights() const override { return true; }
+
+  absl::StatusOr<std::unique_ptr<Buffer>> Allocate(size_t bytes) override {
+    void* memory = ::operator new(bytes, kAlignment, std::nothrow);
+    if (memory == nullptr) {
+      return ResourceExhausted("out of memory: {} bytes were asked for; lower the KV cache's size",
+                               bytes);
+    }
+    // Touched now, so that too little memory shows at start and not in the middle of serving.
+    std::memset(memory, 0, bytes);
+    return std::make_unique<CpuBuffer>(memory, bytes);
+  }
+
+  absl::StatusOr<std::unique_ptr<Weight>> LoadWeight(std::span<const WeightSegment> segments,
+                                                     WeightUse use) override {
+    ASSIGN_OR_RETURN(std::unique_ptr<CpuWeight> weight, linear_->Load(segments, use));
+    return std::unique_ptr<Weight>(std::move(weight));
+  }
+
+  absl::StatusOr<std::unique_ptr<Weight>> WeightRows(const Weight& weight, int64_t begin,
+                                                     int64_t count) override {
+    ASSIGN_OR_RETURN(std::unique_ptr<CpuWeight> rows, AsCpu(weight).Rows(begin, count));
+    return std::unique_ptr<Weight>(std::move(rows));
+  }
+
+  absl::Status Reserve(const ReserveParams& p) override {
+    const auto max_tokens = static_cast<size_t>(p.max_tokens);
+    token_ranges_.resize(max_tokens);
+    const size_t reduced = max_tokens * p.max_width;
+    const size_t logits = static_cast<size_t>(p.max_logits) * p.vocab_size;
+    // Not zeroed, so that one rank alone, which needs none, pays for none.
+    exchange_ = std::make_unique_for_overwrite<float[]>(std::max(reduced, logits));
+    sampler_.Reserve(p.vocab_size);
+    return linear_->ReserveScratch(p.max_tokens, p.max_width);
+  }
+
+  absl::Status BindTokens(TokenTable table, int32_t slot, std::span<const int32_t> ids) override {
+    std::copy(ids.begin(), ids.end(), table.ids + slot * table.stride);
+    return absl::OkStatus();
+  }
+
+  absl::Status Embed(const EmbedParams& p) override {
+    const CpuWeight& table = AsCpu(*p.table);
+    const BatchRows& batch = *p.batch;
+    auto* out = static_cast<float*>(p.out);
+    ForEach(cpu_, batch.num_tokens, batch.num_tokens * table.cols, [&](int64_t t) {
+      const int32_t* ids = p.tokens.ids + batch.slot_of_token[t] * p.tokens.stride;
+      float* row = out + t * table.cols;
+      table.DequantizeRow(ids[batch.position_of_token[t]], row);
+      if (p.scale == 1.0f) return;
+      for (int64_t i = 0; i < table.cols; ++i) row[i] *= p.scale;
+    });
+    return absl::OkStatus();
+  }
+
+  absl::Status AddRmsNorm(const AddRmsNormParams& p) override {
+    return cpu::AddRmsNorm(cpu_, p, exchange_.get());
+  }
+
+  absl::Status Linear(const LinearParams& p) override {
+    AsCpu(*p.weight).Multiply(static_cast<const float*>(p.x), p.x_stride, p.bias,
+                              static_cast<float*>(p.out), p.num_tokens, p.num_k_segments);
+    return absl::OkStatus();
+  }
+
+  absl::Status RopeKvWrite(const RopeKvWriteParams& p) override {
+    return cpu::RopeKvWrite(cpu_, p);
+  }
+
+  absl::Status Attention(const AttentionParams& p) override {
+    return cpu::Attention(cpu_, p, token_ranges_);
+  }
+
+  absl::Status GatedActivation(const GatedActivationParams& p) override {
+    cpu::GatedActivation(cpu_, p);
+    return absl::OkStatus();
+  }
+
+  absl::Status GatherRows(const GatherRowsParams& p) override {
+    const int64_t hidden = p.hidden;
+    for (int32_t i = 0; i < p.count; ++i) {
+      std::memcpy(static_cast<float*>(p.out) + i * hidden,
+                  static_cast<const float*>(p.x) + p.index[i] * hidden, hidden * sizeof(float));
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status Logits(const LogitsParams& p) override {
+    const CpuWeight& head = AsCpu(*p.head);
+    float* shard = p.group == nullptr ? p.out : exchange_.get();
+    head.Multiply(static_cast<const float*>(p.x), head.cols, /*bias=*/nullptr, shard, p.count,
+                  /*num_k_segments=*/1);
+    if (p.group == nullptr) return absl::OkStatus();
+    return p.group->AllGatherColumns(shard, p.count, head.rows, p.out);
+  }
+
+  absl::Status Sample(const SampleParams& p) override { return sampler_.Sample(p); }
+
+  absl::Status Synchronize() override { return absl::OkStatus(); }
+
+ private:
+  const Mode mode_;
+  const Cpu cpu_;
+  const std::unique_ptr<LinearContext> linear_;
+  Sampler sampler_;
+  std::vector<TokenRange> token_ranges_;
+  std::unique_ptr<float[]> exchange_;  // what is given to or taken from the group
+};
+
+}  // namespace
+
+std::unique_ptr<Backend> MakeCpuBackend(const CpuOptions& options) {
+  return std::make_unique<CpuBackend>(options);
+}
+
+}  // namespace penstock::kernels::cpu

@@ -1,0 +1,32 @@
+#include "kernels/cpu/isa.h"
+
+namespace penstock::kernels::cpu {
+
+std::vector<Isa> AvailableIsas() {
+  std::vector<Isa> isas = {Isa::kScalar};
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("f16c") && __builtin_cpu_supports("bmi") &&
+                    __builtin_cpu_supports("bmi2");
+  if (!avx2) return isas;
+  isas.push_back(Isa::kAvx2);
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (avx512) isas.push_back(Isa::kAvx512);
+  return isas;
+}
+
+Isa BestIsa() { return AvailableIsas().back(); }
+
+const Kernels& KernelsFor(Isa isa) {
+  switch (isa) {
+    case Isa::kAvx512:
+      return avx512::kKernels;
+    case Isa::kAvx2:
+      return avx2::kKernels;
+    case Isa::kScalar:
+      break;
+  }
+  return scalar::kKernels;
+}
+
+}  // namespace penstock::kernels::cpu

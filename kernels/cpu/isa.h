@@ -1,0 +1,22 @@
+// Which instruction set the ops run on.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "kernels/cpu/simd/kernels.h"
+
+namespace penstock::kernels::cpu {
+
+enum class Isa : uint8_t { kScalar, kAvx2, kAvx512 };
+
+// What this machine has, least first; never empty.
+std::vector<Isa> AvailableIsas();
+
+// The last of AvailableIsas().
+Isa BestIsa();
+
+// The loops for one that is available.
+const Kernels& KernelsFor(Isa isa);
+
+}  // namespace penstock::kernels::cpu

@@ -1,0 +1,20 @@
+#include "kernels/cpu/simd/loops.h"
+
+namespace penstock::kernels::cpu::PENSTOCK_ISA {
+
+const Kernels kKernels = {
+    .add_rms_norm = AddRmsNormRow,
+    .rope = RopeHeads,
+    .write_k = WriteK,
+    .write_v = WriteV,
+    .attend = Attend,
+    .silu_mul = SiluMul,
+    .exp = ExpRow,
+    .arg_max = ArgMax,
+    .exp_sum = ExpSum,
+    .count_above = CountAbove,
+    .sum_above = SumAbove,
+    .next_above = NextAbove,
+};
+
+}  // namespace penstock::kernels::cpu::PENSTOCK_ISA

@@ -1,0 +1,24 @@
+// A device that computes nothing, to measure all that is around one.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "kernels/ops.h"
+
+namespace penstock::kernels::null {
+
+struct NullOptions {
+  int64_t step_us = 0;  // how long a step takes, from its first op; 0: no time
+  int32_t vocab_size = 0;
+};
+
+// Every op returns at once; Synchronize waits for the end of the step's time. The id sampled at
+// (slot, position) is fixed, out of [100, min(vocab_size, 1100)): ordinary text in most
+// vocabularies. Every log-probability is 0. Needs no weights: LoadWeight reads none.
+std::unique_ptr<Backend> MakeNullBackend(const NullOptions& options);
+
+// The id it samples.
+int32_t NullToken(int32_t slot, int32_t position, int32_t vocab_size);
+
+}  // namespace penstock::kernels::null
