@@ -1,0 +1,80 @@
+// Products with packed rows: prepares activations, cuts the work into tiles and spreads it over
+// threads.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <new>
+#include <span>
+
+#include "kernels/cpu/linear_kernels.h"
+#include "kernels/cpu/linear_pack.h"
+
+namespace penstock::kernels::cpu {
+
+// out[t][n] = sum over k of x[t][k] * weight[n][col_begin + k], k in [0, cols), (+ bias[n]).
+struct Product {
+  const float* x = nullptr;
+  int64_t x_stride = 0;  // elements
+  const float* bias = nullptr;
+  float* out = nullptr;
+  int64_t out_stride = 0;
+  int32_t tokens = 0;
+  int64_t col_begin = 0;
+  int64_t cols = 0;
+};
+
+// Owns the scratch. One thread calls at a time; it is the first of the `threads` OpenMP threads
+// that work.
+class Multiplier {
+ public:
+  Multiplier(int threads, const LinearKernels& kernels);
+  void Reserve(int64_t max_tokens, int64_t max_cols);
+
+  // `parts` are the rows of one weight, in order. Needs Reserve() for as many tokens and columns.
+  void Multiply(std::span<const PackedRows> parts, const Product& p) const;
+
+ private:
+  // What a form wants made of the activations.
+  enum class Input : uint8_t { kAsIs, kBFloat16, kQuantized };
+  struct Preparation {
+    Input input = Input::kAsIs;
+    int32_t zero = 0;
+    int32_t group = 0;
+    bool operator==(const Preparation&) const = default;
+  };
+  // Tokens or groups of rows, [begin, end).
+  struct Range {
+    int64_t begin;
+    int64_t end;
+    static Range Share(int64_t count, int64_t index, int64_t shares) {
+      return {count * index / shares, count * (index + 1) / shares};
+    }
+    int64_t size() const { return end - begin; }
+  };
+  struct FreeAligned {
+    void operator()(std::byte* p) const { ::operator delete[](p, std::align_val_t{64}); }
+  };
+
+  void MultiplyChunk(std::span<const PackedRows> parts, const Product& p) const;
+  // One thread's share of a chunk.
+  void Run(std::span<const PackedRows> parts, const Product& p, int thread, int threads) const;
+  Preparation PreparationFor(Form form) const;
+  void Prepare(const Preparation& how, const Product& p, Range tiles, std::byte* prepared) const;
+  void RunQuant(const PackedRows& part, const Product& p, Range groups,
+                const std::byte* prepared) const;
+  void RunDense(const PackedRows& part, const Product& p, Range groups,
+                const std::byte* prepared) const;
+
+  const int threads_;
+  const LinearKernels kernels_;
+  // First the threads' shared area, then one for each thread's own use.
+  std::unique_ptr<std::byte[], FreeAligned> scratch_;
+  int64_t max_tokens_ = 0;
+  int64_t max_cols_ = 0;
+  size_t shared_bytes_ = 0;
+  size_t private_bytes_ = 0;
+};
+
+}  // namespace penstock::kernels::cpu
