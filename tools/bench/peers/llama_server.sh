@@ -7,17 +7,24 @@
 #
 # PENSTOCK_CACHE  where to build  (default ~/.cache/penstock)
 # JOBS            compile jobs    (default: all cores)
-# PYTHON          python with pip (default python3)
+# PYTHON          python with pip (default /usr/bin/python3)
 set -euo pipefail
 
 readonly version=0.3.36
 readonly sha256=832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e
-readonly python=${PYTHON:-python3}
+readonly python=${PYTHON:-/usr/bin/python3}
 readonly jobs=${JOBS:-$(nproc)}
 
-# GGML_NATIVE compiles for this very CPU, so the build is keyed by it and by the compiler and recipe.
+# No curl, OpenSSL or web page: the benchmark speaks plain HTTP on the loopback, and the build must not
+# download anything.
+readonly flags=(-DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF
+  -DGGML_NATIVE=ON -DGGML_OPENMP=ON -DGGML_CCACHE=ON
+  -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF
+  -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_APP=OFF)
+
+# GGML_NATIVE compiles for this very CPU, so the build is keyed by it, and by compiler and flags.
 readonly key=$({ grep -m1 '^model name' /proc/cpuinfo; grep -m1 '^flags' /proc/cpuinfo
-                 c++ --version | head -1; cat "$0"; } | sha256sum | cut -c1-12)
+                 c++ --version | head -1; echo "${flags[@]}"; } | sha256sum | cut -c1-12)
 readonly root=${PENSTOCK_CACHE:-$HOME/.cache/penstock}/peers
 readonly dir=$root/llama-cpp-python-$version-$key
 readonly binary=$dir/build/bin/llama-server
@@ -44,13 +51,7 @@ say "unpacking vendor/llama.cpp"
 tar -xzf "$sdist" -C "$dir" --strip-components=1 "llama_cpp_python-$version/vendor/llama.cpp"
 
 say "building llama-server (Release, native, OpenMP) with $jobs jobs; takes some minutes"
-# No curl, OpenSSL or web page: the benchmark speaks plain HTTP on the loopback, and the build must not
-# download anything.
-nice cmake -G Ninja -S "$dir/vendor/llama.cpp" -B "$dir/build" \
-  -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF \
-  -DGGML_NATIVE=ON -DGGML_OPENMP=ON -DGGML_CCACHE=ON \
-  -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF \
-  -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_APP=OFF \
+nice cmake -G Ninja -S "$dir/vendor/llama.cpp" -B "$dir/build" "${flags[@]}" \
   >"$dir/cmake.log" 2>&1 || { tail -20 "$dir/cmake.log" >&2; say "cmake failed: $dir/cmake.log"; exit 1; }
 nice ninja -C "$dir/build" -j "$jobs" llama-server \
   >"$dir/ninja.log" 2>&1 || { tail -20 "$dir/ninja.log" >&2; say "build failed: $dir/ninja.log"; exit 1; }
