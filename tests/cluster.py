@@ -12,7 +12,7 @@ import time
 import urllib.request
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-BIN = pathlib.Path(os.environ.get("PENSTOCK_BIN", ROOT / "build/release/bin"))
+BIN = pathlib.Path(os.environ.get("PENSTOCK_BIN_DIR", ROOT / "build/release/bin"))
 MODELS = pathlib.Path(os.environ.get("PENSTOCK_MODEL_DIR", pathlib.Path.home() / ".cache/penstock/models"))
 SMOLLM = MODELS / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
