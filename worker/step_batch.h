@@ -1,0 +1,67 @@
+// The host staging of one step in flight: what the decoder and the sampler read while the device
+// runs the plan, and where they put what is to be published. Sized once; building it allocates
+// nothing.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "common/shm/layout.h"
+#include "kernels/ops.h"
+#include "worker/slot_table.h"
+
+namespace penstock::worker {
+
+// A plan record, checked to be as long as it says. Views the ring.
+struct StepPlan {
+  uint64_t epoch = 0;
+  uint64_t step = 0;
+  std::span<const shm::PlanSlot> releases, binds;
+  std::span<const shm::PlanAppend> appends;
+  std::span<const shm::PlanRow> rows;
+};
+absl::Status ParseStep(const shm::PlanHeader& header, StepPlan* plan);
+
+// A row of the step's results.
+struct Output {
+  uint32_t slot;
+  uint32_t generation;
+  bool is_prompt;  // a prompt's own id, not a sampled one
+};
+
+class StepBatch {
+ public:
+  // For steps of up to max_tokens tokens of up to max_rows requests with up to max_pages pages.
+  StepBatch(int max_tokens, int max_rows, int max_pages);
+
+  // Lays out the plan's rows, whose slots have been brought up to date, and accounts for them in
+  // `slots`.
+  absl::Status Build(const StepPlan& plan, SlotTable* slots);
+
+  const kernels::BatchRows& rows() const { return rows_; }
+  int num_outputs() const { return static_cast<int>(outputs_.size()); }
+  std::span<const Output> outputs() const { return outputs_; }
+  std::span<const int32_t> index() const { return index_; }  // of each output's token in the step
+  std::span<const kernels::SampleRow> sample_rows() const { return sample_rows_; }
+  // Filled by the sampler, [num_outputs].
+  std::span<int32_t> ids() { return {ids_.data(), outputs_.size()}; }
+  std::span<kernels::SampledLogprobs> logprobs() { return {logprobs_.data(), outputs_.size()}; }
+
+ private:
+  void AddRow(const shm::PlanRow& row, int r, const SlotTable& slots);
+  void AddOutputs(const shm::PlanRow& row, int first_token, const SlotState& state);
+
+  const int max_tokens_, max_rows_, max_pages_;
+  kernels::BatchRows rows_;
+  std::vector<int32_t> token_begin_, context_len_, page_table_;
+  std::vector<int32_t> slot_of_token_, position_of_token_, row_of_token_;
+  std::vector<Output> outputs_;
+  std::vector<int32_t> index_;
+  std::vector<kernels::SampleRow> sample_rows_;
+  std::vector<int32_t> ids_;
+  std::vector<kernels::SampledLogprobs> logprobs_;
+};
+
+}  // namespace penstock::worker

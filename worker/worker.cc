@@ -1,0 +1,309 @@
+#include "worker/worker.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <memory>
+#include <optional>
+#include <random>
+#include <thread>
+
+#include "common/formats/gguf.h"
+#include "common/log.h"
+#include "common/shm/segment.h"
+#include "common/status.h"
+#include "kernels/cpu/cpu_backend.h"
+#include "kernels/null/null_backend.h"
+#include "worker/executor.h"
+#include "worker/kv/kv_pool.h"
+#include "worker/model/decoder.h"
+#include "worker/model/spec.h"
+#include "worker/parallel/shm_collective.h"
+#include "worker/weights/loader.h"
+
+namespace penstock::worker {
+namespace {
+
+// What the signal handler may notify; set once attached.
+std::atomic<shm::Event*> wake_event{nullptr};
+
+// How long a wait spins where the ranks have cores of their own.
+constexpr int64_t kSpinNs = 20'000;
+
+// A model, loaded and ready to run. Members are destroyed from last to first.
+struct LoadedModel {
+  std::shared_ptr<const GgufFile> file;  // null with the null device and no model
+  ModelSpec spec;
+  std::unique_ptr<kernels::Backend> backend;
+  KvPoolPlan kv_plan;
+  KvPool kv;
+  ModelWeights weights;
+  std::unique_ptr<ShmCollective> collective;
+  std::unique_ptr<Decoder> decoder;
+};
+
+int NumCores() { return std::max(1, static_cast<int>(std::thread::hardware_concurrency())); }
+
+int NumThreads(const WorkerOptions& options, int num_ranks) {
+  return options.threads > 0 ? options.threads : std::max(1, NumCores() / num_ranks);
+}
+
+absl::Status CheckOptions(const WorkerOptions& options) {
+  auto in_range = [](std::string_view flag, int64_t value, int64_t low, int64_t high) {
+    if (value >= low && value <= high) return absl::OkStatus();
+    return InvalidArgument("{} {} is not in {}..{}", flag, value, low, high);
+  };
+  if (options.device != "cpu" && options.device != "null") {
+    return InvalidArgument("--device \"{}\" is not known: give cpu or null", options.device);
+  }
+  if (options.dtype != "auto" && options.dtype != "float32") {
+    return InvalidArgument("--dtype \"{}\" is not known: give auto or float32", options.dtype);
+  }
+  if (options.model.empty() && options.device != "null") {
+    return InvalidArgument("--model is missing: give the path of a GGUF file");
+  }
+  RETURN_IF_ERROR(in_range("--threads", options.threads, 0, 1024));
+  RETURN_IF_ERROR(in_range("--max-model-len", options.max_model_len, 0, 1 << 24));
+  RETURN_IF_ERROR(in_range("--max-num-batched-tokens", options.max_num_batched_tokens, 1, 1 << 20));
+  RETURN_IF_ERROR(in_range("--block-size", options.block_size, 1, 1024));
+  RETURN_IF_ERROR(in_range("--kv-cache-memory-mb", options.kv_cache_memory_mb, 1, 1 << 30));
+  return in_range("--num-kv-pages", options.num_kv_pages, 0, 1 << 30);
+}
+
+std::unique_ptr<kernels::Backend> MakeBackend(const WorkerOptions& options, const ModelSpec& spec,
+                                              int num_ranks) {
+  if (options.device == "null") {
+    return kernels::null::MakeNullBackend(
+        {.step_us = options.null_step_us, .vocab_size = spec.vocab_size});
+  }
+  const auto mode =
+      options.dtype == "float32" ? kernels::cpu::Mode::kFloat32 : kernels::cpu::Mode::kFast;
+  return kernels::cpu::MakeCpuBackend({.mode = mode, .threads = NumThreads(options, num_ranks)});
+}
+
+// The longest request, from the flag and the model.
+absl::StatusOr<int> MaxModelLen(const WorkerOptions& options, const ModelSpec& spec) {
+  if (options.max_model_len == 0) return spec.max_positions;
+  if (options.max_model_len <= spec.max_positions) return options.max_model_len;
+  return InvalidArgument("--max-model-len {} is more than the model's {}", options.max_model_len,
+                         spec.max_positions);
+}
+
+absl::Status PlanKv(const WorkerOptions& options, const shm::Geometry& geometry,
+                    LoadedModel* model) {
+  KvPoolOptions kv;
+  kv.num_ranks = static_cast<int>(geometry.num_ranks);
+  kv.page_size = options.block_size;
+  kv.dtype = options.dtype == "float32" ? kernels::DType::kF32 : kernels::DType::kF16;
+  kv.num_slots = static_cast<int>(geometry.num_slots);
+  ASSIGN_OR_RETURN(kv.max_model_len, MaxModelLen(options, model->spec));
+  kv.max_model_len_given = options.max_model_len != 0;
+  // The null device keeps nothing: as many pages as could ever be asked for.
+  kv.memory_mb = model->backend->needs_weights() ? options.kv_cache_memory_mb : int64_t{1} << 40;
+  kv.num_pages = options.num_kv_pages;
+  ASSIGN_OR_RETURN(model->kv_plan, PlanKvPool(model->spec, kv));
+  ASSIGN_OR_RETURN(model->kv,
+                   KvPool::Create(model->backend.get(), model->spec, kv, model->kv_plan));
+  return absl::OkStatus();
+}
+
+class Worker {
+ public:
+  Worker(const WorkerOptions& options, const std::atomic<bool>& stop)
+      : options_(options), stop_(stop) {}
+
+  absl::Status Run() {
+    RETURN_IF_ERROR(CheckOptions(options_));
+    RETURN_IF_ERROR(Attach());
+    RETURN_IF_ERROR(Load());
+    ASSIGN_OR_RETURN(std::unique_ptr<Executor> executor, MakeExecutor());
+    Announce();
+    return executor->Run(stop_);
+  }
+
+  // Tells the scheduler, if there is a segment to tell it in.
+  void Fail(const std::string& error) {
+    if (segment_ == nullptr) return;
+    shm::RankArea& area = segment_->rank(options_.rank);
+    const size_t length = error.copy(area.error, sizeof(area.error) - 1);
+    area.error[length] = '\0';
+    SetState(shm::RankState::kFailed);
+  }
+
+ private:
+  absl::Status Attach();
+  absl::Status Load();
+  absl::Status LoadModelWeights();
+  absl::StatusOr<std::unique_ptr<Executor>> MakeExecutor();
+  void Announce();
+  void SetState(shm::RankState state);
+  absl::Status ReportProgress(float progress, int64_t begin_ns);
+  shm::RankArea& area() const { return segment_->rank(options_.rank); }
+  int num_ranks() const { return static_cast<int>(segment_->geometry().num_ranks); }
+  int64_t spin_ns() const {
+    return NumThreads(options_, num_ranks()) * num_ranks() < NumCores() ? kSpinNs : 0;
+  }
+
+  const WorkerOptions& options_;
+  const std::atomic<bool>& stop_;
+  std::unique_ptr<shm::Segment> segment_;
+  LoadedModel model_;
+  float logged_progress_ = 0;
+};
+
+void Worker::SetState(shm::RankState state) {
+  area().heartbeat_ns.store(static_cast<uint64_t>(shm::MonotonicNs()));
+  area().state.store(static_cast<uint32_t>(state), std::memory_order_release);
+  segment_->header().scheduler_event.Notify();
+}
+
+absl::Status Worker::Attach() {
+  const int64_t deadline = shm::MonotonicNs() + options_.attach_timeout_s * int64_t{1'000'000'000};
+  ASSIGN_OR_RETURN(segment_, shm::Segment::Attach(options_.engine_id, options_.rank, deadline));
+  wake_event.store(&segment_->header().plan_event);
+  shm::RankArea& area = this->area();
+  // What the process before us left must not be taken for ours: the incarnation comes last but one.
+  area.state.store(static_cast<uint32_t>(shm::RankState::kLoading), std::memory_order_release);
+  area.acked_epoch.store(0);
+  area.collective_sequence.store(0);
+  area.load_progress.store(0.0f);
+  area.error[0] = '\0';
+  area.pid.store(static_cast<uint32_t>(getpid()));
+  area.plan_cursor.store(segment_->header().plan_tail.load(std::memory_order_acquire),
+                         std::memory_order_release);
+  std::random_device random;
+  area.incarnation.store((uint64_t{random()} << 32 | random()) | 1, std::memory_order_release);
+  SetState(shm::RankState::kLoading);
+  spdlog::info("msg=\"attached\" engine={} ranks={} slots={}", options_.engine_id, num_ranks(),
+               segment_->geometry().num_slots);
+  return absl::OkStatus();
+}
+
+absl::Status Worker::Load() {
+  if (options_.model.empty()) {
+    model_.spec = NullModelSpec();
+  } else {
+    ASSIGN_OR_RETURN(model_.file, GgufFile::Open(options_.model));
+    ASSIGN_OR_RETURN(model_.spec, ReadModelSpec(*model_.file));
+  }
+  model_.backend = MakeBackend(options_, model_.spec, num_ranks());
+  const bool needs_weights = model_.backend->needs_weights();
+  RETURN_IF_ERROR(CheckShard(needs_weights ? model_.file.get() : nullptr, model_.spec,
+                             {options_.rank, num_ranks()}));
+  RETURN_IF_ERROR(PlanKv(options_, segment_->geometry(), &model_));
+  if (needs_weights) {
+    RETURN_IF_ERROR(LoadModelWeights());
+  } else {
+    model_.weights.layers.resize(model_.spec.num_layers);
+  }
+  area().load_progress.store(1.0f);
+  if (num_ranks() > 1) {
+    ASSIGN_OR_RETURN(model_.collective,
+                     ShmCollective::Create(segment_.get(), options_.rank, spin_ns()));
+  }
+  DecoderOptions decoder;
+  decoder.num_ranks = num_ranks();
+  decoder.max_tokens = options_.max_num_batched_tokens;
+  decoder.max_rows = static_cast<int>(segment_->geometry().num_slots);
+  decoder.rank_invariant = options_.dtype == "float32";
+  ASSIGN_OR_RETURN(model_.decoder,
+                   Decoder::Create(model_.backend.get(), model_.spec, &model_.weights,
+                                   model_.kv.layers(), model_.collective.get(), decoder));
+  return absl::OkStatus();
+}
+
+absl::Status Worker::LoadModelWeights() {
+  const int64_t begin_ns = shm::MonotonicNs();
+  spdlog::info("msg=\"loading weights\" model={} architecture={} layers={}", options_.model,
+               model_.spec.architecture, model_.spec.num_layers);
+  auto progress = [&](float done) { return ReportProgress(done, begin_ns); };
+  ASSIGN_OR_RETURN(model_.weights,
+                   LoadWeights(*model_.file, model_.spec, {options_.rank, num_ranks()},
+                               model_.kv_plan.max_model_len, model_.backend.get(), progress));
+  return absl::OkStatus();
+}
+
+absl::Status Worker::ReportProgress(float progress, int64_t begin_ns) {
+  if (stop_.load(std::memory_order_acquire)) return Cancelled("told to stop while loading");
+  area().load_progress.store(progress, std::memory_order_release);
+  area().heartbeat_ns.store(static_cast<uint64_t>(shm::MonotonicNs()));
+  if (progress < 1.0f && progress < logged_progress_ + 0.25f) return absl::OkStatus();
+  logged_progress_ = progress;
+  spdlog::info("msg=\"weights loaded\" percent={:.0f} seconds={:.2f}", progress * 100,
+               static_cast<double>(shm::MonotonicNs() - begin_ns) * 1e-9);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::unique_ptr<Executor>> Worker::MakeExecutor() {
+  ExecutorOptions options;
+  options.rank = options_.rank;
+  options.max_num_batched_tokens = options_.max_num_batched_tokens;
+  options.limits.num_slots = static_cast<int>(segment_->geometry().num_slots);
+  options.limits.num_pages = model_.kv_plan.num_pages;
+  options.limits.page_size = options_.block_size;
+  options.limits.max_model_len = model_.kv_plan.max_model_len;
+  options.limits.vocab_size = model_.spec.vocab_size;
+  options.spin_ns = spin_ns();
+  return Executor::Create(segment_.get(), model_.backend.get(), model_.decoder.get(),
+                          model_.collective.get(), options);
+}
+
+void Worker::Announce() {
+  shm::RankArea& area = this->area();
+  area.num_pages.store(static_cast<uint32_t>(model_.kv_plan.num_pages));
+  area.page_size.store(static_cast<uint32_t>(options_.block_size));
+  area.max_model_len.store(static_cast<uint32_t>(model_.kv_plan.max_model_len));
+  area.vocab_size.store(static_cast<uint32_t>(model_.spec.vocab_size));
+  area.max_num_batched_tokens.store(static_cast<uint32_t>(options_.max_num_batched_tokens));
+  SetState(shm::RankState::kReady);
+  spdlog::info(
+      "msg=\"ready\" device={} dtype={} threads={} kv_pages={} block_size={} max_model_len={} "
+      "vocab={}",
+      options_.device, options_.dtype, NumThreads(options_, num_ranks()), model_.kv_plan.num_pages,
+      options_.block_size, model_.kv_plan.max_model_len, model_.spec.vocab_size);
+}
+
+int ExitCode(const absl::Status& status) {
+  switch (status.code()) {
+    case absl::StatusCode::kOk:
+    case absl::StatusCode::kCancelled:
+      return kExitOk;
+    case absl::StatusCode::kAborted:
+      return kExitPeerDied;
+    case absl::StatusCode::kInvalidArgument:
+    case absl::StatusCode::kNotFound:
+    case absl::StatusCode::kPermissionDenied:
+    case absl::StatusCode::kUnimplemented:
+    case absl::StatusCode::kOutOfRange:
+      return kExitBadInput;
+    default:
+      return kExitError;
+  }
+}
+
+}  // namespace
+
+bool WakeWorker() {
+  shm::Event* event = wake_event.load();
+  if (event == nullptr) return false;
+  event->Notify();
+  return true;
+}
+
+int RunWorker(const WorkerOptions& options, const std::atomic<bool>& stop) {
+  Worker worker(options, stop);
+  const absl::Status status = worker.Run();
+  wake_event.store(nullptr);
+  // A group that is told to stop ends in no particular order.
+  const bool stopped = status.ok() || stop.load(std::memory_order_acquire);
+  if (stopped) {
+    spdlog::info("msg=\"stopped\"");
+    return kExitOk;
+  }
+  const int code = ExitCode(status);
+  spdlog::error("msg=\"{}\" exit_code={}", Message(status), code);
+  worker.Fail(Message(status));
+  return code;
+}
+
+}  // namespace penstock::worker
