@@ -1,0 +1,64 @@
+#include "router/chat/python.h"
+
+#include <cstdlib>
+#include <string>
+
+#include "common/status.h"
+#include "fmt/format.h"
+#include "renderer_py.h"
+
+namespace penstock::router {
+namespace {
+
+namespace py = pybind11;
+
+constexpr char kPython[] = "/usr/bin/python3";
+
+absl::Status InitInterpreter() {
+  PyConfig config;
+  PyConfig_InitIsolatedConfig(&config);
+  // Where the standard library is looked for starts from the program's name, and would else be the
+  // first python3 on PATH. Bytecode caches need no place on a server's disk.
+  config.write_bytecode = 0;
+  PyStatus status = PyConfig_SetBytesString(&config, &config.program_name, kPython);
+  if (!PyStatus_Exception(status)) {
+    status = PyConfig_SetBytesString(&config, &config.executable, kPython);
+  }
+  if (!PyStatus_Exception(status)) status = Py_InitializeFromConfig(&config);
+  PyConfig_Clear(&config);
+  if (PyStatus_Exception(status)) {
+    return absl::FailedPreconditionError(
+        fmt::format("Python doesn't start from {}: {}: install Debian's python3", kPython,
+                    status.err_msg != nullptr ? status.err_msg : "no reason given"));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<py::handle> Start() {
+  if (Py_IsInitialized()) {
+    return absl::FailedPreconditionError("another part of this process runs Python already");
+  }
+  RETURN_IF_ERROR(InitInterpreter());
+  absl::StatusOr<py::handle> result = py::handle();
+  try {
+    auto module = py::reinterpret_steal<py::module_>(PyModule_New("penstock_renderer"));
+    const py::dict names = module.attr("__dict__");
+    py::exec(kRendererPy, names);
+    result = module.release();
+  } catch (const py::error_already_set& error) {
+    result = absl::FailedPreconditionError(fmt::format(
+        "chat templates need Debian's Jinja2 ({}): install python3-jinja2", error.what()));
+  }
+  // Whoever needs the GIL takes it. The thread state returned lives as long as the process.
+  PyEval_SaveThread();
+  return result;
+}
+
+}  // namespace
+
+absl::StatusOr<py::handle> RendererModule() {
+  static const absl::StatusOr<py::handle> module = Start();
+  return module;
+}
+
+}  // namespace penstock::router
