@@ -2,6 +2,18 @@
 
 namespace penstock::kernels::cpu {
 
+std::string_view IsaName(Isa isa) {
+  switch (isa) {
+    case Isa::kAvx512:
+      return "avx512";
+    case Isa::kAvx2:
+      return "avx2";
+    case Isa::kScalar:
+      break;
+  }
+  return "scalar";
+}
+
 std::vector<Isa> AvailableIsas() {
   std::vector<Isa> isas = {Isa::kScalar};
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&

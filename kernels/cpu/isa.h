@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string_view>
 #include <vector>
 
 #include "kernels/cpu/simd/kernels.h"
@@ -9,6 +10,8 @@
 namespace penstock::kernels::cpu {
 
 enum class Isa : uint8_t { kScalar, kAvx2, kAvx512 };
+
+std::string_view IsaName(Isa isa);
 
 // What this machine has, least first; never empty.
 std::vector<Isa> AvailableIsas();

@@ -304,7 +304,7 @@ PENSTOCK_INLINE void Store(BFloat* p, Vec a) {
   }
 }
 
-// e^x within 2 ulp (tests/unit/kernels/simd_test.cc measures it); e^0 is exactly 1. x above 88
+// e^x within 1.1 ulp (tests/unit/kernels/simd_test.cc measures it); e^0 is exactly 1. x above 88
 // counts as 88; results below the least normal number are 0; NaN stays NaN. Range reduction by a
 // two-part ln 2 (Cody and Waite, 1980), then the minimax polynomial of Cephes' expf (Moshier).
 PENSTOCK_INLINE Vec Exp(Vec x) {
