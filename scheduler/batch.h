@@ -1,0 +1,115 @@
+// The requests that wait and run, and what they hold of slots, KV pages and arena. Composes steps
+// with policy.h and takes up what the ranks report. Writes RequestSlots and the arena; does no
+// other I/O, knows no clock. Not thread-safe.
+//
+// Slots, arena space and pages pass through a quarantine: pages are free again once every rank has
+// completed the last plan with a row that uses them, a slot and its arena space once every rank has
+// completed the plan that releases the slot.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <span>
+#include <vector>
+
+#include "absl/container/btree_map.h"
+#include "common/shm/layout.h"
+#include "scheduler/arena.h"
+#include "scheduler/block_pool.h"
+#include "scheduler/plan_record.h"
+#include "scheduler/policy.h"
+#include "scheduler/request.h"
+
+namespace penstock::scheduler {
+
+class Batch {
+ public:
+  // `slots` and `arena` are the segment's; they must outlive the batch.
+  Batch(std::span<shm::RequestSlot> slots, std::span<std::byte> arena);
+
+  // Everything is free and steps count from 1 again: the ranks have been reset. Nothing may run.
+  void Reset(const ModelFacts& model, uint32_t max_num_batched_tokens);
+
+  // Puts a request into the waiting queue, behind all there are. The batch does not own it.
+  void Enqueue(Request* request);
+  // Takes a request out, whatever its state; results of it that are on their way are discarded.
+  void Remove(Request* request);
+
+  // Composes step `step` (the last one composed + 1). False: there is nothing to do; the number is
+  // then not used up. May admit and preempt.
+  bool Compose(uint64_t step, PlanRecord* record);
+
+  // The request whose results carry (slot, generation); null if they are to be discarded.
+  Request* Find(uint32_t slot, uint32_t generation) const;
+  // Every rank has completed this step, and its ids have been taken up.
+  void CompleteStep(uint64_t step);
+
+  // The ranks are gone, and what they held: whoever ran waits again, in its old place. Those whom
+  // it hit for the second time while they were in a plan in flight come back in *failed, removed.
+  void LoseRanks(std::vector<Request*>* failed);
+
+  size_t num_waiting() const { return waiting_.size() + draining_.size(); }
+  size_t num_running() const { return requests_.size() - num_holes_; }
+  size_t num_free_slots() const { return free_slots_.size(); }
+  uint64_t num_preemptions() const { return num_preemptions_; }
+  double PageUsage() const;  // held pages / all, 0..1
+  uint64_t arena_bytes() const { return arena_.total_bytes(); }
+  // Nothing runs or is in quarantine (requests may wait).
+  bool AllFree() const;
+  // The waiting ones in order.
+  std::vector<Request*> Waiting() const;
+
+  // Every page, slot and arena byte is in exactly one place. Ends the process if not.
+  void CheckInvariants() const;
+
+ private:
+  struct HeldPages {
+    uint64_t until_step;
+    std::vector<uint32_t> pages;
+  };
+  struct HeldSlot {
+    uint64_t until_step;  // 0 as long as no plan has released it
+    uint32_t slot;
+    uint32_t generation;
+    uint64_t arena_offset, arena_bytes;
+  };
+
+  void Compact();
+  void CollectWaiting(uint32_t max_tokens);
+  void Preempt(uint32_t index);
+  bool Admit(Request* request, PlanRecord* record);
+  void AddRow(const PlannedRow& planned, uint64_t step, PlanRecord* record);
+  void ReleaseHoldings(Request* request);
+  void Requeue(Request* request);
+
+  std::span<shm::RequestSlot> slots_;
+  std::span<std::byte> arena_memory_;
+  ModelFacts model_;
+  Budget budget_;
+  BlockPool pool_{0};
+  Arena arena_;
+  uint64_t completed_step_ = 0;
+
+  absl::btree_map<uint64_t, Request*> waiting_;  // by order
+  uint64_t next_order_ = 1;
+  // Running, oldest admission first; index i of both is one request. A null request is a hole, left
+  // until the next Compose.
+  std::vector<RunningView> views_;
+  std::vector<Request*> requests_;
+  size_t num_holes_ = 0;
+  std::vector<Request*> draining_;
+
+  std::vector<uint32_t> free_slots_;
+  std::vector<Request*> slot_owner_;     // running or draining; null: results are discarded
+  std::vector<HeldSlot> unreleased_;     // to be released by the next plan
+  std::deque<HeldSlot> released_slots_;  // in order of until_step
+  std::vector<HeldPages> held_pages_;
+  uint32_t num_held_pages_ = 0;  // in held_pages_
+  uint64_t num_preemptions_ = 0;
+
+  std::vector<WaitingView> waiting_views_;  // scratch
+  StepPlan plan_;                           // scratch
+};
+
+}  // namespace penstock::scheduler

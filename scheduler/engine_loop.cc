@@ -1,0 +1,269 @@
+#include "scheduler/engine_loop.h"
+
+#include <algorithm>
+#include <ctime>
+
+#include "common/log.h"
+
+namespace penstock::scheduler {
+namespace {
+
+constexpr uint64_t kIdleWindowNs = 1'000'000'000;
+
+// Differs from that of every earlier process on any engine of this name, also when the segment was
+// made anew.
+uint64_t ProcessEpoch() {
+  timespec now;
+  clock_gettime(CLOCK_REALTIME, &now);
+  return static_cast<uint64_t>(now.tv_sec) * 1'000'000'000 + now.tv_nsec;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<EngineLoop>> EngineLoop::Create(const EngineOptions& options,
+                                                               Metrics* metrics) {
+  if (options.max_num_batched_tokens < options.max_num_seqs) {
+    return InvalidArgument(
+        "--max-num-batched-tokens {} is less than --max-num-seqs {}: each running request takes a "
+        "token a step",
+        options.max_num_batched_tokens, options.max_num_seqs);
+  }
+  shm::Geometry geometry;
+  geometry.num_ranks = options.num_ranks;
+  geometry.num_slots = options.max_num_seqs;
+  geometry.arena_bytes = uint64_t{options.arena_mb} << 20;
+  geometry.collective_bytes = options.num_ranks > 1 ? 4 << 20 : 0;
+  geometry = WorkerLink::SizeRings(geometry, options.max_num_batched_tokens);
+  ASSIGN_OR_RETURN(std::shared_ptr<shm::Segment> segment,
+                   shm::Segment::CreateOrAdopt(options.engine_id, geometry));
+  ASSIGN_OR_RETURN(std::unique_ptr<RouterLink> routers,
+                   RouterLink::Start(options.listen, &segment->header().scheduler_event));
+  return std::unique_ptr<EngineLoop>(
+      new EngineLoop(options, metrics, std::move(segment), std::move(routers)));
+}
+
+EngineLoop::EngineLoop(const EngineOptions& options, Metrics* metrics,
+                       std::shared_ptr<shm::Segment> segment, std::unique_ptr<RouterLink> routers)
+    : options_(options),
+      metrics_(metrics),
+      segment_(std::move(segment)),
+      router_link_(std::move(routers)),
+      workers_(segment_),
+      batch_({&segment_->slot(0), segment_->geometry().num_slots}, segment_->arena()),
+      routers_(options.engine_id, ProcessEpoch()) {}
+
+void EngineLoop::Stop() {
+  num_stops_.fetch_add(1);
+  segment_->header().scheduler_event.Notify();
+}
+
+void EngineLoop::Run() {
+  shm::Event& event = segment_->header().scheduler_event;
+  while (true) {
+    const uint32_t seen = event.Current();
+    if (num_stops_.load() > 0 && !draining_) {
+      draining_ = true;
+      drain_deadline_ns_ = shm::MonotonicNs() + options_.drain_timeout_ms * 1'000'000;
+      spdlog::info("msg=\"draining\" running={} waiting={}", batch_.num_running(),
+                   batch_.num_waiting());
+    }
+    // Results before deaths: what a rank told before it died holds.
+    HandleResults();
+    HandleRanks();
+    HandleMessages();
+    ExpireRouters();
+    PublishPlans();
+    NoteReadiness();
+    FlushRouters();
+    ObserveLoad();
+    if (draining_ && Drained()) break;
+    event.Wait(seen, NextDeadline());
+  }
+  FailAll(Unavailable("engine {} was shut down", options_.engine_id));
+  FlushRouters();
+  if (absl::Status removed = shm::Segment::Remove(options_.engine_id); !removed.ok()) {
+    spdlog::warn("msg=\"segment left behind\" reason=\"{}\"", Message(removed));
+  }
+  spdlog::info("msg=\"drained\"");
+}
+
+bool EngineLoop::Drained() const {
+  const bool nothing_left = batch_.num_running() == 0 && batch_.num_waiting() == 0;
+  return nothing_left || num_stops_.load() > 1 || shm::MonotonicNs() >= drain_deadline_ns_;
+}
+
+int64_t EngineLoop::NextDeadline() const {
+  int64_t deadline = drain_deadline_ns_;
+  for (const auto& [id, router] : const_cast<EngineLoop*>(this)->routers_.all()) {
+    deadline = std::min(deadline, router->last_heard_ns + options_.lease_timeout_ms * 1'000'000);
+  }
+  if (completed_step_ + 1 < next_step_ && told_ready_) {
+    deadline =
+        std::min(deadline, published_ns_[(completed_step_ + 1) % kMaxInFlight] + kStepTimeoutNs);
+  }
+  return deadline;
+}
+
+void EngineLoop::HandleRanks() {
+  WorkerLink::Change change;
+  while ((change = workers_.Poll()) != WorkerLink::Change::kNone) {
+    if (change == WorkerLink::Change::kServing) {
+      BeginServing();
+    } else {
+      LoseRanks();
+    }
+  }
+}
+
+void EngineLoop::LoseRanks() {
+  ++num_restarts_;
+  if (metrics_) metrics_->worker_restarts->Increment();
+  std::vector<Request*> failed;
+  batch_.LoseRanks(&failed);
+  for (Request* request : failed) {
+    Fail(*request, Aborted("the engine's workers died twice while they worked on this request"));
+  }
+  next_step_ = 1;
+  completed_step_ = 0;
+}
+
+void EngineLoop::BeginServing() {
+  const ModelFacts& model = workers_.model();
+  const uint32_t max_tokens =
+      std::min(options_.max_num_batched_tokens, model.max_num_batched_tokens);
+  batch_.Reset(model, max_tokens);
+  if (metrics_) metrics_->SetCacheConfig(model.page_size, model.num_pages);
+  spdlog::info(
+      "msg=\"engine ready\" epoch={} ranks={} pages={} page_size={} max_model_len={} "
+      "vocabulary={} tokens_a_step={}",
+      workers_.epoch(), options_.num_ranks, model.num_pages, model.page_size, model.max_model_len,
+      model.vocab_size, max_tokens);
+  for (Request* request : batch_.Waiting()) Validate(*request);
+}
+
+void EngineLoop::HandleResults() {
+  while (const shm::ResultHeader* step = workers_.NextResult(completed_step_ + 1)) {
+    TakeUp(*step);
+    ObserveStep(*step);
+    completed_step_ = step->step;
+    workers_.Consume();
+    batch_.CompleteStep(completed_step_);
+    if (options_.check_invariants) batch_.CheckInvariants();
+  }
+}
+
+void EngineLoop::TakeUp(const shm::ResultHeader& step) {
+  const auto* at = reinterpret_cast<const std::byte*>(&step);
+  const std::byte* end = at + step.bytes;
+  at += sizeof(step);
+  for (uint32_t i = 0; i < step.num_rows; ++i) {
+    const auto& row = *reinterpret_cast<const shm::ResultRow*>(at);
+    const auto* tops = reinterpret_cast<const shm::ResultTop*>(at + sizeof(row));
+    at += sizeof(row);
+    if (at > end || at + row.num_top * sizeof(shm::ResultTop) > end ||
+        row.slot >= options_.max_num_seqs || row.token_id < 0 ||
+        static_cast<uint32_t>(row.token_id) >= workers_.model().vocab_size) {
+      workers_.DeclareLost(fmt::format("rank 0 reports nonsense in step {}: slot {}, id {}",
+                                       step.step, row.slot, row.token_id));
+      return;
+    }
+    at += row.num_top * sizeof(shm::ResultTop);
+    if (Request* request = batch_.Find(row.slot, row.generation)) TakeUpId(*request, row, tops);
+  }
+}
+
+void EngineLoop::TakeUpId(Request& request, const shm::ResultRow& row, const shm::ResultTop* tops) {
+  wire::Logprob* logprob = nullptr;
+  if (row.is_prompt != 0) {
+    if (!request.wants_prompt_logprobs || row.position < 1 ||
+        row.position >= static_cast<int32_t>(request.prompt_len)) {
+      return;
+    }
+    std::vector<wire::Logprob>& log = request.logprobs->prompt;
+    if (log.size() < static_cast<size_t>(row.position)) log.resize(row.position);
+    logprob = &log[row.position - 1];
+    logprob->Clear();
+  } else {
+    if (row.position != static_cast<int32_t>(request.ids.size())) {
+      workers_.DeclareLost(fmt::format("rank 0 reports position {} of request {} instead of {}",
+                                       row.position, request.request_id, request.ids.size()));
+      return;
+    }
+    request.ids.push_back(row.token_id);
+    if (request.sampling.num_top_logprobs() >= 0) {
+      logprob = &request.logprobs->outputs.emplace_back();
+    }
+  }
+  if (logprob != nullptr) {
+    logprob->set_logprob(row.logprob);
+    logprob->set_rank(row.rank);
+    for (uint32_t i = 0; i < row.num_top; ++i) {
+      logprob->add_top_ids(tops[i].token_id);
+      logprob->add_top_logprobs(tops[i].logprob);
+    }
+  }
+  if (row.is_prompt != 0) return;
+  const wire::EndReason end = EndAfterLastId(request, workers_.model());
+  AddDelta(request, request.num_outputs() - 1, 1, end);
+  if (end != wire::END_NONE) End(request, end);
+}
+
+void EngineLoop::PublishPlans() {
+  const uint64_t depth = options_.overlap ? kMaxInFlight : 1;
+  while (workers_.state() == WorkerLink::State::kServing && next_step_ - completed_step_ <= depth) {
+    const int64_t begin_ns = shm::MonotonicNs();
+    if (!batch_.Compose(next_step_, &record_)) break;
+    workers_.Publish(next_step_, record_);
+    const int64_t now_ns = shm::MonotonicNs();
+    published_ns_[next_step_ % kMaxInFlight] = now_ns;
+    ++next_step_;
+    idle_checked_ = false;
+    uint32_t num_tokens = 0;
+    for (const shm::PlanRow& row : record_.rows) num_tokens += row.num_tokens;
+    for (const shm::PlanSlot& bind : record_.binds) {
+      Request* request = batch_.Find(bind.slot, bind.generation);
+      if (request->was_admitted) continue;
+      request->was_admitted = true;
+      if (!metrics_) continue;
+      metrics_->request_queue_seconds->Observe(1e-9 * (now_ns - request->submitted_ns));
+      metrics_->prompt_tokens->Increment(request->prompt_len);
+    }
+    if (metrics_) {
+      metrics_->plan_seconds->Observe(1e-9 * (now_ns - begin_ns));
+      if (num_tokens > 0) metrics_->iteration_tokens->Observe(num_tokens);
+    }
+    if (options_.check_invariants) batch_.CheckInvariants();
+  }
+  if (next_step_ == completed_step_ + 1 && !idle_checked_) {
+    batch_.CheckInvariants();
+    idle_checked_ = true;
+  }
+}
+
+void EngineLoop::ObserveStep(const shm::ResultHeader& step) {
+  const uint64_t busy_ns = step.end_ns - std::min(step.begin_ns, step.end_ns);
+  window_busy_ns_ += busy_ns;
+  window_idle_ns_ += step.idle_ns;
+  if (window_busy_ns_ + window_idle_ns_ >= kIdleWindowNs) {
+    idle_ratio_ = static_cast<double>(window_idle_ns_) / (window_busy_ns_ + window_idle_ns_);
+    window_busy_ns_ = window_idle_ns_ = 0;
+  }
+  if (!metrics_) return;
+  metrics_->step_seconds->Observe(1e-9 * busy_ns);
+  if (step.num_rows > 0) metrics_->generation_tokens->Increment(step.num_rows);
+}
+
+void EngineLoop::ObserveLoad() {
+  if (!metrics_) return;
+  metrics_->num_requests_running->Set(static_cast<double>(batch_.num_running()));
+  metrics_->num_requests_waiting->Set(static_cast<double>(batch_.num_waiting()));
+  metrics_->kv_cache_usage_perc->Set(batch_.PageUsage());
+  metrics_->device_idle_ratio->Set(idle_ratio_);
+  const uint64_t preemptions = batch_.num_preemptions();
+  if (preemptions != reported_preemptions_) {
+    metrics_->num_preemptions->Increment(static_cast<double>(preemptions - reported_preemptions_));
+    reported_preemptions_ = preemptions;
+  }
+}
+
+}  // namespace penstock::scheduler

@@ -1,0 +1,208 @@
+// EngineLoop's dealings with requests and routers.
+#include <algorithm>
+
+#include "common/log.h"
+#include "scheduler/engine_loop.h"
+
+namespace penstock::scheduler {
+
+void EngineLoop::HandleMessages() {
+  router_link_->Take(&inbox_);
+  if (inbox_.empty()) return;
+  const int64_t now_ns = shm::MonotonicNs();
+  for (const wire::ToScheduler& message : inbox_) {
+    ++num_messages_;
+    Router& router = routers_.Get(message.router_id(), now_ns);
+    for (const wire::Submit& submit : message.submit()) HandleSubmit(router, submit);
+    for (uint64_t id : message.cancel().ids()) {
+      const auto found = router.requests.find(id);
+      if (found != router.requests.end()) Cancel(*found->second, "cancelled");
+    }
+    if (message.has_lease()) HandleLease(router, message.lease());
+    if (message.goodbye()) {
+      spdlog::info("msg=\"router said goodbye\" router={}", router.id);
+      ReleaseRouter(router);
+    }
+  }
+}
+
+absl::Status EngineLoop::Admissible(const wire::Submit& submit, int num_outputs) const {
+  RETURN_IF_ERROR(ValidateSubmit(submit));
+  if (draining_) return Unavailable("engine {} is shutting down", options_.engine_id);
+  // A stream that has begun is not turned away.
+  if (num_outputs == 0 &&
+      batch_.num_waiting() >= options_.max_queued_requests + batch_.num_free_slots()) {
+    return ResourceExhausted("{} requests wait already: try again later (--max-queued-requests)",
+                             batch_.num_waiting());
+  }
+  return absl::OkStatus();
+}
+
+void EngineLoop::HandleSubmit(Router& router, const wire::Submit& submit) {
+  // A duplicate: the router submitted it twice because two of its leases crossed our answers.
+  if (router.requests.contains(submit.id())) return;
+  const int num_outputs = std::max(0, submit.ids_size() - submit.prompt_len());
+  if (absl::Status status = Admissible(submit, num_outputs); !status.ok()) {
+    spdlog::info("msg=\"request refused\" request={} reason=\"{}\"", submit.request_id(),
+                 Message(status));
+    AddError(router, submit.id(), num_outputs, status);
+    return;
+  }
+  std::unique_ptr<Request>& request = router.requests[submit.id()];
+  request = std::make_unique<Request>();
+  request->router = &router;
+  request->id = submit.id();
+  request->request_id = submit.request_id();
+  request->ids.assign(submit.ids().begin(), submit.ids().end());
+  request->prompt_len = static_cast<uint32_t>(submit.prompt_len());
+  request->sampling = submit.sampling();
+  request->message = num_messages_;
+  request->lease_mark = request->num_outputs();
+  request->submitted_ns = shm::MonotonicNs();
+  // Of a stream that goes on after our restart, the router has the prompt's already.
+  request->wants_prompt_logprobs = submit.sampling().num_prompt_logprobs() >= 0 && num_outputs == 0;
+  if (submit.sampling().num_top_logprobs() >= 0 || request->wants_prompt_logprobs) {
+    request->logprobs = std::make_unique<LogprobLog>();
+    request->logprobs->first_output = request->num_outputs();
+  }
+  batch_.Enqueue(request.get());
+  // Before the ranks have said what they loaded, it waits to be checked: BeginServing does.
+  if (workers_.state() == WorkerLink::State::kServing) Validate(*request);
+}
+
+// Ends a request that the model as loaded cannot serve.
+void EngineLoop::Validate(Request& request) {
+  if (absl::Status status = ValidateRequest(request, workers_.model(), batch_.arena_bytes());
+      !status.ok()) {
+    Fail(request, status);
+  } else if (request.ids.size() >= LengthLimit(request, workers_.model())) {
+    AddDelta(request, request.num_outputs(), 0, wire::END_LENGTH);
+    End(request, wire::END_LENGTH);
+  }
+}
+
+void EngineLoop::HandleLease(Router& router, const wire::Lease& lease) {
+  // A router's messages come in order: what came before this one and is not named in it, the router
+  // has given up. What came with it may have been added after the lease was written.
+  const int num_named = std::min(lease.ids_size(), lease.num_received_size());
+  for (int i = 0; i < num_named; ++i) {
+    const auto found = router.requests.find(lease.ids(i));
+    if (found == router.requests.end()) {
+      router.unknown_ids.push_back(lease.ids(i));
+      continue;
+    }
+    Request& request = *found->second;
+    request.message = num_messages_;
+    // Ids of the last moments are still on their way. What was sent before the lease before this
+    // one and has not come since, is lost.
+    const uint32_t num_outputs = request.num_outputs();
+    const uint32_t due = router.lost_sends ? num_outputs : request.lease_mark;
+    const uint32_t num_received = lease.num_received(i);
+    if (num_received < due) {
+      AddDelta(request, num_received, num_outputs - num_received, wire::END_NONE);
+    }
+    request.lease_mark = num_outputs;
+  }
+  std::vector<Request*> given_up;
+  for (const auto& [id, request] : router.requests) {
+    if (request->message != num_messages_) given_up.push_back(request.get());
+  }
+  for (Request* request : given_up) Cancel(*request, "not in the router's lease");
+  router.lost_sends = false;
+  router.status_due = true;
+  router.lease_sequence = lease.sequence();
+}
+
+void EngineLoop::ExpireRouters() {
+  const int64_t oldest_ns = shm::MonotonicNs() - options_.lease_timeout_ms * 1'000'000;
+  std::vector<Router*> expired;
+  for (const auto& [id, router] : routers_.all()) {
+    if (router->last_heard_ns <= oldest_ns) expired.push_back(router.get());
+  }
+  for (Router* router : expired) {
+    spdlog::warn("msg=\"router is gone\" router={} requests={} silent_ms={}", router->id,
+                 router->requests.size(), options_.lease_timeout_ms);
+    ReleaseRouter(*router);
+  }
+}
+
+void EngineLoop::ReleaseRouter(Router& router) {
+  for (const auto& [id, request] : router.requests) batch_.Remove(request.get());
+  routers_.Erase(std::string(router.id));
+}
+
+void EngineLoop::Cancel(Request& request, const char* why) {
+  batch_.Remove(&request);
+  Forget(request, why);
+}
+
+void EngineLoop::End(Request& request, wire::EndReason reason) {
+  batch_.Remove(&request);
+  Forget(request, reason == wire::END_STOP ? "stop" : "length");
+}
+
+void EngineLoop::Fail(Request& request, const absl::Status& error) {
+  AddError(*request.router, request.id, request.num_outputs(), error);
+  batch_.Remove(&request);
+  Forget(request, Message(error));
+}
+
+void EngineLoop::Forget(Request& request, std::string_view outcome) {
+  if (options_.log_requests) {
+    spdlog::info(
+        "msg=\"request ended\" request={} outcome=\"{}\" prompt={} output={} preemptions={} "
+        "seconds={:.3f}",
+        request.request_id, outcome, request.prompt_len, request.num_outputs(),
+        request.num_preemptions, 1e-9 * (shm::MonotonicNs() - request.submitted_ns));
+  }
+  const uint64_t id = request.id;
+  request.router->requests.erase(id);
+}
+
+void EngineLoop::FailAll(const absl::Status& error) {
+  for (const auto& [id, router] : routers_.all()) {
+    while (!router->requests.empty()) Fail(*router->requests.begin()->second, error);
+  }
+}
+
+void EngineLoop::NoteReadiness() {
+  const bool hangs =
+      completed_step_ + 1 < next_step_ &&
+      shm::MonotonicNs() - published_ns_[(completed_step_ + 1) % kMaxInFlight] >= kStepTimeoutNs;
+  const bool ready = workers_.state() == WorkerLink::State::kServing && !hangs;
+  if (ready == told_ready_ && draining_ == told_draining_) return;
+  told_ready_ = ready;
+  told_draining_ = draining_;
+  for (const auto& [id, router] : routers_.all()) router->status_due = true;
+  if (hangs) spdlog::error("msg=\"a step hangs\" step={}", completed_step_ + 1);
+}
+
+void EngineLoop::FlushRouters() {
+  wire::Status status;
+  if (routers_.AnyStatusDue()) {
+    status.set_ready(told_ready_);
+    if (!told_ready_) {
+      const std::string reason = workers_.NotReadyReason();
+      status.set_not_ready_reason(reason.empty() ? "the workers do not answer" : reason);
+    }
+    status.set_draining(draining_);
+    if (workers_.state() == WorkerLink::State::kServing) {
+      const ModelFacts& model = workers_.model();
+      status.set_max_model_len(model.max_model_len);
+      status.set_vocab_size(model.vocab_size);
+      status.set_num_pages(model.num_pages);
+      status.set_page_size(model.page_size);
+    }
+    status.set_num_running(static_cast<uint32_t>(batch_.num_running()));
+    status.set_num_waiting(static_cast<uint32_t>(batch_.num_waiting()));
+    status.set_kv_cache_usage(batch_.PageUsage());
+    status.set_num_preemptions(batch_.num_preemptions());
+    status.set_worker_restarts(num_restarts_);
+    status.set_device_idle_ratio(idle_ratio_);
+  }
+  routers_.Flush(status, [this](const std::string& router, wire::ToRouter* message) {
+    return router_link_->Send(router, message);
+  });
+}
+
+}  // namespace penstock::scheduler

@@ -1,0 +1,109 @@
+#include "scheduler/policy.h"
+
+#include <algorithm>
+
+namespace penstock::scheduler {
+namespace {
+
+class Planner {
+ public:
+  Planner(const PolicyState& state, const Budget& budget, StepPlan* plan)
+      : state_(state),
+        budget_(budget),
+        plan_(*plan),
+        tokens_(budget.max_tokens),
+        free_pages_(state.free_pages),
+        pending_pages_(state.quarantined_pages),
+        young_(state.running.size()) {
+    plan_.rows.clear();
+    plan_.preempted.clear();
+    plan_.num_admitted = 0;
+    for (const RunningView& view : state_.running) {
+      if (view.AtEnd()) pending_pages_ += view.num_pages;
+    }
+  }
+
+  void PlanDecodes() {
+    for (size_t i = 0; i < young_ && tokens_ > 0; ++i) {
+      const RunningView& view = state_.running[i];
+      if (view.AtEnd() || view.length - view.computed != 1) continue;
+      if (PagesFor(view.computed + 1, state_.page_size) > view.num_pages) {
+        if (!FindPage(i)) continue;
+        --free_pages_;
+      }
+      AddRow(i, view.computed, 1, view.length);
+    }
+  }
+
+  void PlanPrompts() {
+    for (size_t i = 0; i < young_ && tokens_ > 0; ++i) {
+      const RunningView& view = state_.running[i];
+      if (view.AtEnd() || view.length - view.computed <= 1) continue;
+      AddRow(i, view.computed, std::min(view.length - view.computed, tokens_), view.length);
+    }
+  }
+
+  void Admit() {
+    // Whoever waits for a page comes before new requests.
+    if (num_stalled_ > 0 || !plan_.preempted.empty()) return;
+    for (const WaitingView& view : state_.waiting) {
+      if (tokens_ == 0 || plan_.num_admitted == state_.free_slots || !Fits(view)) return;
+      free_pages_ -= PagesFor(view.length, state_.page_size);
+      AddRow(state_.running.size() + plan_.num_admitted, 0, std::min(view.length, tokens_),
+             view.length);
+      ++plan_.num_admitted;
+    }
+  }
+
+ private:
+  // Whether a request may be admitted: pages for its ids and a watermark, which an empty engine can
+  // do without. (A look-ahead at the peak of future use belongs here.)
+  bool Fits(const WaitingView& view) const {
+    const bool alone = state_.running.empty() && plan_.num_admitted == 0;
+    const uint32_t watermark = alone ? 0 : budget_.watermark_pages;
+    return PagesFor(view.length, state_.page_size) + watermark <= free_pages_;
+  }
+
+  // A free page for running[i], by preempting from the young end if need be. False: it must sit
+  // this step out; the pages it waits for are on their way, or it is itself the youngest.
+  bool FindPage(size_t i) {
+    if (free_pages_ > 0) return true;
+    ++num_stalled_;
+    while (free_pages_ == 0 && num_stalled_ > pending_pages_ && young_ > i + 1) {
+      const RunningView& victim = state_.running[--young_];
+      if (victim.AtEnd()) continue;
+      plan_.preempted.push_back(static_cast<uint32_t>(young_));
+      // Pages that a plan in flight names become free when it has run.
+      (victim.last_step > state_.completed_step ? pending_pages_ : free_pages_) += victim.num_pages;
+    }
+    if (free_pages_ == 0) return false;
+    --num_stalled_;
+    return true;
+  }
+
+  void AddRow(size_t index, uint32_t start, uint32_t num_tokens, uint32_t length) {
+    plan_.rows.push_back(
+        {static_cast<uint32_t>(index), start, num_tokens, start + num_tokens == length});
+    tokens_ -= num_tokens;
+  }
+
+  const PolicyState& state_;
+  const Budget& budget_;
+  StepPlan& plan_;
+  uint32_t tokens_;  // left in the budget
+  uint32_t free_pages_;
+  uint32_t pending_pages_;    // will be free soon
+  uint32_t num_stalled_ = 0;  // decodes that wait for a page
+  size_t young_;              // running[young_ ..] are preempted, but for those at their end
+};
+
+}  // namespace
+
+void Plan(const PolicyState& state, const Budget& budget, StepPlan* plan) {
+  Planner planner(state, budget, plan);
+  planner.PlanDecodes();
+  planner.PlanPrompts();
+  planner.Admit();
+}
+
+}  // namespace penstock::scheduler

@@ -1,0 +1,70 @@
+// What the next step runs: a pure function of the engine's state. No clock, no memory of its own,
+// no effects; engine_loop carries the plan out.
+//
+// Plans run ahead of results. `length` counts ids that plans in flight will sample, so the state is
+// what it will be when they have run, if nobody stops early; an early stop costs discarded ids.
+//
+// Order: running decodes (oldest first), then chunks of running prompts, then admission from the
+// head of the waiting queue, all under one token budget. All pages of a request's known ids are
+// taken at its admission; from then on it takes one page at a time, for the id that is about to be
+// written. A decode that finds no page preempts the youngest. The oldest is never preempted and can
+// preempt all others, so something always moves.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+namespace penstock::scheduler {
+
+struct RunningView {
+  uint32_t computed = 0;   // ids [0, computed) are in pages once the plans in flight have run
+  uint32_t length = 0;     // ids there are then
+  uint32_t limit = 0;      // length at which it ends
+  uint32_t num_pages = 0;  // held
+  uint64_t last_step = 0;  // last plan with a row of it; 0: none yet
+
+  // Nothing more to plan: its last id is on its way.
+  bool AtEnd() const { return length >= limit; }
+};
+
+struct WaitingView {
+  uint32_t length = 0;
+};
+
+struct PolicyState {
+  std::span<const RunningView> running;  // oldest first
+  std::span<const WaitingView> waiting;  // the head of the queue, as far as it could be admitted
+  uint64_t completed_step = 0;           // every rank has completed it
+  uint32_t page_size = 1;
+  uint32_t free_pages = 0;
+  uint32_t quarantined_pages = 0;  // will be free without any doing
+  uint32_t free_slots = 0;
+};
+
+struct Budget {
+  uint32_t max_tokens = 0;       // of a step
+  uint32_t watermark_pages = 0;  // kept free at admission for running requests to grow into
+};
+
+struct PlannedRow {
+  uint32_t index;  // into running; running.size() + k is the k-th admitted
+  uint32_t start;
+  uint32_t num_tokens;
+  bool sample;  // the row reaches the end of the known ids
+};
+
+struct StepPlan {
+  std::vector<PlannedRow> rows;     // those of admitted requests last, in order
+  std::vector<uint32_t> preempted;  // indexes into running; no rows
+  uint32_t num_admitted = 0;        // from the head of waiting; each has a row
+};
+
+constexpr uint32_t PagesFor(uint32_t length, uint32_t page_size) {
+  return (length + page_size - 1) / page_size;
+}
+
+// Overwrites *plan (kept by the caller so that its memory is reused).
+void Plan(const PolicyState& state, const Budget& budget, StepPlan* plan);
+
+}  // namespace penstock::scheduler

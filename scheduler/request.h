@@ -1,0 +1,90 @@
+// A request as the scheduler holds it, on the heap, from Submit to its one terminal message.
+// Owned by its Router (router_table.h); touched by the engine thread alone.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "common/shm/layout.h"
+#include "common/status.h"
+#include "proto/wire.pb.h"
+
+namespace penstock::scheduler {
+
+struct Router;
+
+// The model as the ranks loaded it.
+struct ModelFacts {
+  uint32_t num_pages = 0;  // KV pages that every rank has
+  uint32_t page_size = 0;  // tokens a page
+  uint32_t max_model_len = 0;
+  uint32_t vocab_size = 0;
+  uint32_t max_num_batched_tokens = 0;  // tokens of the largest step
+  bool operator==(const ModelFacts&) const = default;
+};
+
+enum class RequestState : uint8_t {
+  kWaiting,
+  kRunning,
+  kDraining,  // preempted, but ids of its are still on their way from plans in flight
+};
+
+// Log-probabilities, kept to be sent again when a router lacks them.
+struct LogprobLog {
+  std::vector<wire::Logprob> outputs;  // of each output id of this life
+  std::vector<wire::Logprob> prompt;   // of prompt ids 1, 2, ...
+  uint32_t first_output = 0;           // index of outputs[0] among the request's output ids
+};
+
+struct Request {
+  Router* router = nullptr;
+  uint64_t id = 0;           // unique for its router
+  std::string request_id;    // for logs
+  std::vector<int32_t> ids;  // the prompt, then every output id so far
+  uint32_t prompt_len = 0;
+  wire::Sampling sampling;
+  std::unique_ptr<LogprobLog> logprobs;  // null unless asked for
+  bool wants_prompt_logprobs = false;    // false once they have been sent
+
+  RequestState state = RequestState::kWaiting;
+  uint64_t order = 0;            // place in the waiting queue; kept through preemptions
+  uint64_t message = 0;          // number of the message that brought it
+  uint32_t lease_mark = 0;       // output ids there were at the router's last lease
+  uint32_t num_preemptions = 0;  // deaths of ranks included
+  uint32_t num_deaths = 0;       // deaths of ranks while it ran
+  int64_t submitted_ns = 0;
+  bool was_admitted = false;
+
+  // While running or draining:
+  uint32_t index = 0;  // in the running arrays; running only
+  uint32_t slot = 0;
+  uint64_t last_step = 0;       // last plan with a row of it
+  std::vector<uint32_t> pages;  // held KV pages, in order of position
+  uint64_t arena_offset = 0;    // its ids, stop ids and biases for the ranks
+  uint64_t arena_bytes = 0;
+
+  uint32_t num_outputs() const { return static_cast<uint32_t>(ids.size()) - prompt_len; }
+};
+
+// Length at which the request ends: its max_tokens, the model's context, or, so that it can always
+// be brought to an end alone, what all pages hold. (The last id is never written to a page.)
+uint32_t LengthLimit(const Request& request, const ModelFacts& model);
+
+// Bytes of arena that a running request takes.
+uint64_t ArenaBytes(const Request& request);
+
+// Checks what no router should have let through. INVALID_ARGUMENT names the limit that is broken.
+absl::Status ValidateRequest(const Request& request, const ModelFacts& model,
+                             uint64_t total_arena_bytes);
+// The part of it that needs no model. Called before a Request is made.
+absl::Status ValidateSubmit(const wire::Submit& submit);
+
+// Why the request is at its end with its last id, or END_NONE. Call after each id.
+wire::EndReason EndAfterLastId(const Request& request, const ModelFacts& model);
+
+// Packs the sampling parameters; stop ids and biases are written to `arena` at `offset`.
+shm::SamplingRecord PackSampling(const wire::Sampling& sampling, std::byte* arena, uint64_t offset);
+
+}  // namespace penstock::scheduler
