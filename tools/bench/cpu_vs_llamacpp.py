@@ -213,6 +213,9 @@ def main() -> None:
         "model": args.model.name, "model_sha256": hashlib.sha256(args.model.read_bytes()).hexdigest(),
         "settings": {k: str(v) if isinstance(v, pathlib.Path) else v for k, v in vars(args).items()},
     }
+    if os.getloadavg()[0] > 0.5:
+        print(f"warning: load average {os.getloadavg()[0]:.1f}: something else runs here, and threads that wait "
+              "for each other suffer most; figures will be far too low", file=sys.stderr)
     results = []
     for round_number in range(args.rounds):
         for clients in args.clients:
