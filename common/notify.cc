@@ -6,21 +6,20 @@
 
 #include <cstddef>
 #include <cstdlib>
-#include <cstring>
 
 namespace penstock {
 
 void NotifySupervisor(std::string_view state) {
-  const char* path = std::getenv("NOTIFY_SOCKET");
+  const char* variable = std::getenv("NOTIFY_SOCKET");
+  const std::string_view path = variable == nullptr ? "" : variable;
   sockaddr_un address = {};
-  if (path == nullptr || std::strlen(path) >= sizeof(address.sun_path)) return;
+  if (path.empty() || path.size() >= sizeof(address.sun_path)) return;
   address.sun_family = AF_UNIX;
-  std::strcpy(address.sun_path, path);
+  path.copy(address.sun_path, path.size());
   if (address.sun_path[0] == '@') address.sun_path[0] = '\0';  // Linux's abstract names
   const int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
   if (fd < 0) return;
-  const socklen_t length =
-      static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + std::strlen(path));
+  const socklen_t length = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + path.size());
   sendto(fd, state.data(), state.size(), MSG_NOSIGNAL, reinterpret_cast<sockaddr*>(&address),
          length);
   close(fd);

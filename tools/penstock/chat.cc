@@ -49,7 +49,7 @@ grpc::Status Answer(v1::Inference::Stub& stub, const CommandLine& line,
     fmt::print("{}", response.text());
     std::fflush(stdout);
   }
-  const grpc::Status status = reader->Finish();
+  grpc::Status status = reader->Finish();
   current_call = nullptr;
   fmt::print("\n");
   return status;
