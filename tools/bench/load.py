@@ -26,7 +26,7 @@ class Answer:
 
 
 def prompt(seed: int) -> str:
-    """About 90 tokens of English, different from its first word on for every seed."""
+    """About 94 tokens of English, a different one for every seed; two that begin alike part within words."""
     rng = random.Random(seed)
     lines = [" ".join(rng.choice(WORDS) for _ in range(10)) for _ in range(8)]
     return f"{rng.choice(WORDS).capitalize()} {rng.choice(WORDS)} notes. " + ". ".join(lines) + ". Then"
