@@ -7,6 +7,14 @@
 #include "fmt/format.h"
 #include "renderer_py.h"
 
+#ifdef __SANITIZE_ADDRESS__
+// The interpreter is never stopped, and the leak checker can't see into Python's own arenas: what
+// Python allocated is not a leak. What is allocated elsewhere is still checked.
+extern "C" __attribute__((visibility("default"))) const char* __lsan_default_suppressions() {
+  return "leak:libpython3\nleak:libcrypto\n";
+}
+#endif
+
 namespace penstock::router {
 namespace {
 
