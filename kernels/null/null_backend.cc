@@ -87,7 +87,7 @@ class NullBackend : public Backend {
       const SampleRow& row = p.rows[i];
       const int32_t id = row.target_id >= 0
                              ? row.target_id
-                             : NullToken(row.slot, row.position, options_.vocab_size);
+                             : NullToken(row.params->seed, row.position, options_.vocab_size);
       p.ids_out[i] = id;
       if (row.num_top >= 0) FillLogprobs(id, row.num_top, &p.logprobs_out[i]);
     }
@@ -129,12 +129,12 @@ class NullBackend : public Backend {
 
 }  // namespace
 
-int32_t NullToken(int32_t slot, int32_t position, int32_t vocab_size) {
+int32_t NullToken(uint64_t seed, int32_t position, int32_t vocab_size) {
   constexpr int32_t kFirst = 100;
   constexpr int32_t kEnd = 1100;
   // Neighbouring positions are far apart: a multiplicative hash (Knuth).
   const uint32_t hash =
-      (static_cast<uint32_t>(position) * 2654435761u + static_cast<uint32_t>(slot) * 40503u) >> 8;
+      (static_cast<uint32_t>(position) * 2654435761u + static_cast<uint32_t>(seed) * 40503u) >> 8;
   const int32_t end = std::min(vocab_size, kEnd);
   if (end <= kFirst) return static_cast<int32_t>(hash % std::max(vocab_size, 1));
   return kFirst + static_cast<int32_t>(hash % (end - kFirst));

@@ -13,12 +13,13 @@ struct NullOptions {
   int32_t vocab_size = 0;
 };
 
-// Every op returns at once; Synchronize waits for the end of the step's time. The id sampled at
-// (slot, position) is fixed, out of [100, min(vocab_size, 1100)): ordinary text in most
-// vocabularies. Every log-probability is 0. Needs no weights: LoadWeight reads none.
+// Every op returns at once; Synchronize waits for the end of the step's time. The id sampled
+// depends on (seed, position) alone, so that streams outlive deaths as on a real device; it is out
+// of [100, min(vocab_size, 1100)): ordinary text in most vocabularies. Every log-probability is 0.
+// Needs no weights: LoadWeight reads none.
 std::unique_ptr<Backend> MakeNullBackend(const NullOptions& options);
 
 // The id it samples.
-int32_t NullToken(int32_t slot, int32_t position, int32_t vocab_size);
+int32_t NullToken(uint64_t seed, int32_t position, int32_t vocab_size);
 
 }  // namespace penstock::kernels::null

@@ -10,10 +10,10 @@ namespace {
 
 using std::chrono::steady_clock;
 
-TEST(NullBackendTest, SamplesOrdinaryIdsThatDependOnSlotAndPositionAlone) {
+TEST(NullBackendTest, SamplesOrdinaryIdsThatDependOnSeedAndPositionAlone) {
   const auto backend = MakeNullBackend({.vocab_size = 49152});
   EXPECT_FALSE(backend->needs_weights());
-  const SamplingParams params;
+  const SamplingParams params{.seed = 3};
   std::set<int32_t> seen;
   for (int position = 0; position < 500; ++position) {
     const SampleRow rows[] = {{.params = &params, .slot = 3, .position = position},
