@@ -20,25 +20,25 @@ namespace {
 class Context : public LinearContext {
  public:
   Context(Mode mode, int threads, const LinearKernels& kernels)
-      : mode_(mode), threads_(threads), multiplier_(threads, kernels) {}
+      : mode_(mode), multiplier_(threads, kernels) {}
   absl::Status ReserveScratch(int32_t max_tokens, int32_t max_width) override;
   absl::StatusOr<std::unique_ptr<CpuWeight>> Load(std::span<const WeightSegment> segments,
                                                   WeightUse use) override;
 
-  const Multiplier& multiplier() const { return multiplier_; }
+  Multiplier& multiplier() { return multiplier_; }
+  ThreadPool& pool() override { return multiplier_.pool(); }
 
  private:
   absl::StatusOr<PackedRows> Pack(const WeightSegment& segment, WeightUse use);
 
   const Mode mode_;
-  const int threads_;
   PackArena arena_;
   Multiplier multiplier_;
 };
 
 class PackedWeight : public CpuWeight {
  public:
-  PackedWeight(const Context* context, std::vector<PackedRows> parts)
+  PackedWeight(Context* context, std::vector<PackedRows> parts)
       : context_(context), parts_(std::move(parts)) {
     for (const PackedRows& part : parts_) rows += part.rows;
     cols = parts_.front().cols;
@@ -54,7 +54,7 @@ class PackedWeight : public CpuWeight {
   absl::StatusOr<std::unique_ptr<CpuWeight>> Rows(int64_t begin, int64_t count) const override;
 
  private:
-  const Context* context_;
+  Context* const context_;
   std::vector<PackedRows> parts_;
 };
 
@@ -140,9 +140,9 @@ absl::StatusOr<PackedRows> Context::Pack(const WeightSegment& segment, WeightUse
                    arena_.Allocate(static_cast<size_t>(groups * packed.group_bytes)));
   packed.data = block.data;
   packed.owner = std::move(block.owner);
-#pragma omp parallel for num_threads(threads_) schedule(static)
-  for (int64_t g = 0; g < groups; ++g)
+  pool().Run(groups, [&](int, int64_t g) {
     PackGroup(segment, packed.form, g, block.data + g * packed.group_bytes);
+  });
   return packed;
 }
 

@@ -12,8 +12,8 @@
 // between kinds of CPU. (The one exception: kFast with F16, BF16 or F32 weights, where batches of
 // kOneDnnTokens or more go to oneDNN.)
 //
-// One thread calls; work is spread over `threads` OpenMP threads. Nothing is allocated after
-// ReserveScratch, but for oneDNN's primitives at a shape's first use.
+// One thread calls; work is spread over a pool of `threads`, that one included. Nothing is
+// allocated after ReserveScratch, but for oneDNN's primitives at a shape's first use.
 #pragma once
 
 #include <cstdint>
@@ -27,6 +27,7 @@
 namespace penstock::kernels::cpu {
 
 struct LinearKernels;
+class ThreadPool;
 
 enum class Mode : uint8_t { kFast, kFloat32 };
 
@@ -55,6 +56,8 @@ class LinearContext {
   // asked for.
   virtual absl::StatusOr<std::unique_ptr<CpuWeight>> Load(std::span<const WeightSegment> segments,
                                                           WeightUse use) = 0;
+  // The threads, for the other ops to share.
+  virtual ThreadPool& pool() = 0;
 };
 
 // threads >= 1. The context must outlive its weights. Uses the best kernels this CPU has.

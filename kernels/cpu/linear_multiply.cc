@@ -1,7 +1,5 @@
 #include "kernels/cpu/linear_multiply.h"
 
-#include <omp.h>
-
 #include <algorithm>
 
 #include "common/log.h"
@@ -12,8 +10,12 @@ namespace {
 // Tokens prepared and multiplied at a time: bounds the scratch, and keeps it in the second-level
 // cache.
 constexpr int64_t kChunkTokens = 256;
-// Up to here each thread prepares all tokens for itself, which is cheaper than a barrier.
+// Up to here each thread prepares all tokens for itself, which is cheaper than a loop of its own.
 constexpr int64_t kPrivateTokens = 4;
+// Items a thread should have at least, so that one that comes late or is held up leaves little to
+// wait for.
+constexpr int64_t kItemsAThread = 8;
+constexpr int64_t kMaxItemGroups = 8;
 
 int64_t DivideUp(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -25,20 +27,18 @@ size_t PreparedBytes(int64_t tokens, int64_t cols) {
 }  // namespace
 
 Multiplier::Multiplier(int threads, const LinearKernels& kernels)
-    : threads_(threads), kernels_(kernels) {
-  CHECK(threads >= 1);
-}
+    : kernels_(kernels), pool_(threads), prepared_(std::make_unique<Prepared[]>(threads)) {}
 
 void Multiplier::Reserve(int64_t max_tokens, int64_t max_cols) {
   max_tokens_ = max_tokens;
   max_cols_ = max_cols;
   shared_bytes_ = PreparedBytes(std::min(max_tokens, kChunkTokens), max_cols);
   private_bytes_ = PreparedBytes(kPrivateTokens, max_cols);
-  const size_t bytes = shared_bytes_ + private_bytes_ * static_cast<size_t>(threads_);
+  const size_t bytes = shared_bytes_ + private_bytes_ * static_cast<size_t>(pool_.threads());
   scratch_.reset(static_cast<std::byte*>(::operator new[](bytes, std::align_val_t{64})));
 }
 
-void Multiplier::Multiply(std::span<const PackedRows> parts, const Product& p) const {
+void Multiplier::Multiply(std::span<const PackedRows> parts, const Product& p) {
   CHECK(p.tokens <= max_tokens_ && p.cols <= max_cols_);
   for (int64_t t = 0; t < p.tokens; t += kChunkTokens) {
     Product chunk = p;
@@ -49,43 +49,60 @@ void Multiplier::Multiply(std::span<const PackedRows> parts, const Product& p) c
   }
 }
 
-void Multiplier::MultiplyChunk(std::span<const PackedRows> parts, const Product& p) const {
-  if (threads_ == 1) return Run(parts, p, 0, 1);
-#pragma omp parallel num_threads(threads_)
-  Run(parts, p, omp_get_thread_num(), omp_get_num_threads());
+void Multiplier::MultiplyChunk(std::span<const PackedRows> parts, const Product& p) {
+  Product rest = p;
+  while (!parts.empty()) {
+    const Preparation how = PreparationFor(parts.front().form);
+    size_t count = 0;
+    int64_t rows = 0;
+    for (; count < parts.size() && PreparationFor(parts[count].form) == how; ++count)
+      rows += parts[count].rows;
+    MultiplyAlike(parts.first(count), rest);
+    parts = parts.subspan(count);
+    rest.out += rows;
+    if (rest.bias != nullptr) rest.bias += rows;
+  }
 }
 
-void Multiplier::Run(std::span<const PackedRows> parts, const Product& p, int thread,
-                     int threads) const {
-  const bool alone = threads == 1 || p.tokens <= kPrivateTokens;
-  std::byte* prepared = scratch_.get();
-  if (threads > 1 && alone)
-    prepared += shared_bytes_ + private_bytes_ * static_cast<size_t>(thread);
-  const int64_t tiles = DivideUp(p.tokens, kQuantTokens);
-  Preparation made;
-  int64_t row = 0;
+void Multiplier::MultiplyAlike(std::span<const PackedRows> parts, const Product& p) {
+  const Preparation how = PreparationFor(parts.front().form);
+  const int64_t tiles = DivideUp(p.tokens, kQuantTokens), threads = pool_.threads();
+  const bool alone = p.tokens <= kPrivateTokens && threads > 1 && how.input != Input::kAsIs;
+  if (!alone && how.input != Input::kAsIs) {
+    pool_.Run(tiles, [&](int, int64_t i) { Prepare(how, p, {i, i + 1}, scratch_.get()); });
+  }
+  int64_t groups = 0, items = 0;
+  for (const PackedRows& part : parts) groups += DivideUp(part.rows, kGroupRows);
+  const int64_t item_groups =
+      std::clamp<int64_t>(groups / (threads * kItemsAThread), 1, kMaxItemGroups);
+  for (const PackedRows& part : parts)
+    items += DivideUp(DivideUp(part.rows, kGroupRows), item_groups);
+  const int64_t product = ++num_products_;
+  pool_.Run(items, [&](int thread, int64_t item) {
+    std::byte* prepared = scratch_.get();
+    if (alone) {
+      prepared += shared_bytes_ + private_bytes_ * static_cast<size_t>(thread);
+      if (prepared_[thread].product != product) Prepare(how, p, {0, tiles}, prepared);
+      prepared_[thread].product = product;
+    }
+    MultiplyItem(parts, p, item, item_groups, prepared);
+  });
+}
+
+void Multiplier::MultiplyItem(std::span<const PackedRows> parts, const Product& p, int64_t item,
+                              int64_t item_groups, const std::byte* prepared) const {
+  Product mine = p;
   for (const PackedRows& part : parts) {
-    const Preparation wanted = PreparationFor(part.form);
-    if (wanted.input != Input::kAsIs && wanted != made) {
-      if (!alone && made.input != Input::kAsIs) {  // others may still read what this overwrites
-#pragma omp barrier
-      }
-      Prepare(wanted, p, alone ? Range{0, tiles} : Range::Share(tiles, thread, threads), prepared);
-      if (!alone) {
-#pragma omp barrier
-      }
-      made = wanted;
+    const int64_t groups = DivideUp(part.rows, kGroupRows), items = DivideUp(groups, item_groups);
+    if (item >= items) {
+      item -= items;
+      mine.out += part.rows;
+      if (mine.bias != nullptr) mine.bias += part.rows;
+      continue;
     }
-    Product mine = p;
-    mine.out += row;
-    if (p.bias != nullptr) mine.bias += row;
-    const Range groups = Range::Share(DivideUp(part.rows, kGroupRows), thread, threads);
-    if (IsQuantForm(part.form)) {
-      RunQuant(part, mine, groups, prepared);
-    } else {
-      RunDense(part, mine, groups, prepared);
-    }
-    row += part.rows;
+    const Range range{item * item_groups, std::min(groups, (item + 1) * item_groups)};
+    if (IsQuantForm(part.form)) return MultiplyQuant(part, mine, range, prepared);
+    return MultiplyDense(part, mine, range, prepared);
   }
 }
 
@@ -114,8 +131,8 @@ void Multiplier::Prepare(const Preparation& how, const Product& p, Range tiles,
   }
 }
 
-void Multiplier::RunQuant(const PackedRows& part, const Product& p, Range groups,
-                          const std::byte* prepared) const {
+void Multiplier::MultiplyQuant(const PackedRows& part, const Product& p, Range groups,
+                               const std::byte* prepared) const {
   CHECK(p.col_begin % kBlock == 0 && p.cols % kBlock == 0);
   const auto kernel = kernels_.quant[static_cast<int>(part.form)];
   const auto* blocks = reinterpret_cast<const ActivationBlock*>(prepared);
@@ -139,8 +156,8 @@ void Multiplier::RunQuant(const PackedRows& part, const Product& p, Range groups
   }
 }
 
-void Multiplier::RunDense(const PackedRows& part, const Product& p, Range groups,
-                          const std::byte* prepared) const {
+void Multiplier::MultiplyDense(const PackedRows& part, const Product& p, Range groups,
+                               const std::byte* prepared) const {
   const bool pairs = part.form == Form::kBFloat16;
   const bool rounded = pairs && kernels_.round_bfloat16 != nullptr;
   CHECK(!pairs || (p.col_begin % 2 == 0 && p.cols % 2 == 0));

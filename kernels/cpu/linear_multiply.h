@@ -10,6 +10,7 @@
 
 #include "kernels/cpu/linear_kernels.h"
 #include "kernels/cpu/linear_pack.h"
+#include "kernels/cpu/thread_pool.h"
 
 namespace penstock::kernels::cpu {
 
@@ -25,15 +26,15 @@ struct Product {
   int64_t cols = 0;
 };
 
-// Owns the scratch. One thread calls at a time; it is the first of the `threads` OpenMP threads
-// that work.
+// Owns the threads and the scratch. One thread calls at a time.
 class Multiplier {
  public:
   Multiplier(int threads, const LinearKernels& kernels);
   void Reserve(int64_t max_tokens, int64_t max_cols);
+  ThreadPool& pool() { return pool_; }
 
   // `parts` are the rows of one weight, in order. Needs Reserve() for as many tokens and columns.
-  void Multiply(std::span<const PackedRows> parts, const Product& p) const;
+  void Multiply(std::span<const PackedRows> parts, const Product& p);
 
  private:
   // What a form wants made of the activations.
@@ -56,21 +57,29 @@ class Multiplier {
   struct FreeAligned {
     void operator()(std::byte* p) const { ::operator delete[](p, std::align_val_t{64}); }
   };
+  // Of one thread: the last product it prepared activations for.
+  struct alignas(64) Prepared {
+    int64_t product = 0;
+  };
 
-  void MultiplyChunk(std::span<const PackedRows> parts, const Product& p) const;
-  // One thread's share of a chunk.
-  void Run(std::span<const PackedRows> parts, const Product& p, int thread, int threads) const;
+  void MultiplyChunk(std::span<const PackedRows> parts, const Product& p);
+  // For parts that want the same preparation.
+  void MultiplyAlike(std::span<const PackedRows> parts, const Product& p);
   Preparation PreparationFor(Form form) const;
   void Prepare(const Preparation& how, const Product& p, Range tiles, std::byte* prepared) const;
-  void RunQuant(const PackedRows& part, const Product& p, Range groups,
-                const std::byte* prepared) const;
-  void RunDense(const PackedRows& part, const Product& p, Range groups,
-                const std::byte* prepared) const;
+  void MultiplyItem(std::span<const PackedRows> parts, const Product& p, int64_t item,
+                    int64_t item_groups, const std::byte* prepared) const;
+  void MultiplyQuant(const PackedRows& part, const Product& p, Range groups,
+                     const std::byte* prepared) const;
+  void MultiplyDense(const PackedRows& part, const Product& p, Range groups,
+                     const std::byte* prepared) const;
 
-  const int threads_;
   const LinearKernels kernels_;
+  ThreadPool pool_;
   // First the threads' shared area, then one for each thread's own use.
   std::unique_ptr<std::byte[], FreeAligned> scratch_;
+  std::unique_ptr<Prepared[]> prepared_;
+  int64_t num_products_ = 0;
   int64_t max_tokens_ = 0;
   int64_t max_cols_ = 0;
   size_t shared_bytes_ = 0;

@@ -14,5 +14,5 @@ set_source_files_properties(dequantize.cc linear_pack.cc PROPERTIES COMPILE_OPTI
 
 penstock_library(kernels_cpu_linear
   SOURCES dequantize.cc linear.cc linear_avx2.cc linear_avx512.cc linear_avx512_bf16.cc linear_multiply.cc
-          linear_pack.cc linear_scalar.cc
-  DEPS common dnnl OpenMP::OpenMP_CXX absl::status absl::statusor fmt::fmt)
+          linear_pack.cc linear_scalar.cc thread_pool.cc
+  DEPS common Threads::Threads absl::status absl::statusor fmt::fmt)
