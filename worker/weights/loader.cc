@@ -144,8 +144,15 @@ absl::Status Loader::LoadHead(ModelWeights* weights) {
   const int64_t share = spec_.vocab_size / shard_.num_ranks;
   if (spec_.tied_head) {
     ASSIGN_OR_RETURN(weights->embedding, Pack({&table, 1}, WeightUse::kEmbeddingAndLinear));
-    ASSIGN_OR_RETURN(weights->head,
-                     backend_->WeightRows(*weights->embedding, shard_.rank * share, share));
+    // A backend may be able to cut its layout at some rows only: then the head is packed apart.
+    auto view = backend_->WeightRows(*weights->embedding, shard_.rank * share, share);
+    if (view.ok()) {
+      weights->head = *std::move(view);
+      return absl::OkStatus();
+    }
+    ASSIGN_OR_RETURN(const WeightSegment head,
+                     RowShare("token_embd.weight", spec_.vocab_size, spec_.hidden));
+    ASSIGN_OR_RETURN(weights->head, Pack({&head, 1}));
     return absl::OkStatus();
   }
   ASSIGN_OR_RETURN(weights->embedding, Pack({&table, 1}, WeightUse::kEmbedding));
@@ -258,8 +265,7 @@ absl::StatusOr<std::unique_ptr<kernels::Buffer>> Loader::Upload(std::span<const 
 }
 
 void Loader::MarkUsed(const std::string& name) {
-  used_.insert(name);
-  used_bytes_ += file_.FindTensor(name)->num_bytes;
+  if (used_.insert(name).second) used_bytes_ += file_.FindTensor(name)->num_bytes;
 }
 
 absl::Status Loader::CheckAllUsed() const {
