@@ -1,8 +1,7 @@
 // The ids that Hugging Face `tokenizers` gives, from tools/golden/tokenizer_golden.py.
 #include <gtest/gtest.h>
 
-#include <chrono>
-#include <cstdio>
+#include <cctype>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <string>
