@@ -41,7 +41,8 @@ absl::Status EngineLoop::Admissible(const wire::Submit& submit, int num_outputs)
 void EngineLoop::HandleSubmit(Router& router, const wire::Submit& submit) {
   // A duplicate: the router submitted it twice because two of its leases crossed our answers.
   if (router.requests.contains(submit.id())) return;
-  const int num_outputs = std::max(0, submit.ids_size() - submit.prompt_len());
+  const bool has_outputs = submit.prompt_len() > 0 && submit.prompt_len() < submit.ids_size();
+  const int num_outputs = has_outputs ? submit.ids_size() - submit.prompt_len() : 0;
   if (absl::Status status = Admissible(submit, num_outputs); !status.ok()) {
     spdlog::info("msg=\"request refused\" request={} reason=\"{}\"", submit.request_id(),
                  Message(status));

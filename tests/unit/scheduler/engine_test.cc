@@ -5,6 +5,9 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <cmath>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -19,6 +22,7 @@ namespace {
 
 using ::testing::HasSubstr;
 
+// The parameter, where there is one: the number of ranks.
 class EngineTest : public ::testing::TestWithParam<int> {
  protected:
   void TearDown() override {
@@ -82,6 +86,426 @@ TEST_F(EngineTest, StreamsOf256RequestsComeWholeAndInOrder) {
   }
   ASSERT_TRUE(client_->PumpUntil([this] { return client_->AllEnded(); }));
   for (const auto& [id, stream] : client_->streams) ExpectWhole(stream);
+  ExpectAllFree();
+}
+
+TEST_F(EngineTest, WithoutOverlapTheIdsAreTheSame) {
+  Start();
+  for (uint64_t id = 1; id <= 20; ++id) client_->Submit(RouterClient::MakeSubmit(id, 5 + id, 50));
+  ASSERT_TRUE(client_->PumpUntil([this] { return client_->AllEnded(); }));
+  const auto with_overlap = std::move(client_->streams);
+  TearDown();
+  Start({"--no-overlap", "--max-num-seqs=3", "--max-num-batched-tokens=7"});
+  for (uint64_t id = 1; id <= 20; ++id) client_->Submit(RouterClient::MakeSubmit(id, 5 + id, 50));
+  ASSERT_TRUE(client_->PumpUntil([this] { return client_->AllEnded(); }));
+  for (const auto& [id, stream] : client_->streams) {
+    ExpectWhole(stream);
+    EXPECT_EQ(stream.outputs, with_overlap.at(id).outputs);
+  }
+  ExpectAllFree();
+}
+
+TEST_F(EngineTest, AStopIdEndsAStreamAndIsItsLast) {
+  Start();
+  client_->Submit(RouterClient::MakeSubmit(1, 10, 100));
+  ASSERT_TRUE(client_->PumpUntil([this] { return client_->AllEnded(); }));
+  const std::vector<int32_t> whole = client_->streams[1].outputs;
+  const auto cut = std::find(whole.begin(), whole.end(), whole[40]);
+
+  wire::Submit submit = RouterClient::MakeSubmit(2, 10, 100);
+  submit.mutable_sampling()->set_seed(1);
+  submit.mutable_sampling()->add_stop_ids(49000);
+  submit.mutable_sampling()->add_stop_ids(whole[40]);
+  client_->Submit(submit);
+  // Not before min_tokens, and then at its next coming (here: never, but for chance).
+  submit.set_id(3);
+  submit.mutable_sampling()->set_min_tokens(100);
+  client_->Submit(submit);
+  ASSERT_TRUE(client_->PumpUntil([this] { return client_->AllEnded(); }));
+  EXPECT_EQ(client_->streams[2].end, wire::END_STOP);
+  EXPECT_EQ(client_->streams[2].outputs, std::vector<int32_t>(whole.begin(), cut + 1));
+  EXPECT_EQ(client_->streams[3].outputs, whole);
+  ExpectAllFree();
+}
+
+TEST_F(EngineTest, LogprobsComeWithTheirIdsAndThePromptsWithTheFirst) {
+  Start({"--max-num-batched-tokens=256"});  // the prompt comes in chunks
+  wire::Submit submit = RouterClient::MakeSubmit(1, 600, 20);
+  submit.mutable_sampling()->set_num_top_logprobs(3);
+  submit.mutable_sampling()->set_num_prompt_logprobs(2);
+  client_->Submit(submit);
+  ASSERT_TRUE(client_->PumpUntil([this] { return client_->AllEnded(); }));
+  const ClientStream& stream = client_->streams[1];
+  ExpectWhole(stream);
+  ASSERT_EQ(stream.logprobs.size(), 20u);
+  for (const wire::Logprob& logprob : stream.logprobs) EXPECT_EQ(logprob.top_ids_size(), 3);
+  ASSERT_EQ(stream.prompt_logprobs.size(), 599u);
+  for (const wire::Logprob& logprob : stream.prompt_logprobs) {
+    EXPECT_EQ(logprob.rank(), 1);
+    EXPECT_EQ(logprob.top_ids_size(), 2);
+  }
+  ExpectAllFree();
+}
+
+TEST_F(EngineTest, FewPagesPreemptAndNothingIsLost) {
+  Start({}, {"--num-kv-pages=24", "--block-size=8", "--max-model-len=160"});
+  for (uint64_t id = 1; id <= 40; ++id) {
+    client_->Submit(RouterClient::MakeSubmit(id, 1 + id % 30, 100));
+  }
+  ASSERT_TRUE(client_->PumpUntil([this] { return client_->AllEnded(); }));
+  for (const auto& [id, stream] : client_->streams) {
+    ExpectWhole(stream);
+    EXPECT_EQ(stream.num_repeated_ids, 0);
+  }
+  EXPECT_TRUE(client_->WaitStatus([](const wire::Status& s) { return s.num_preemptions() > 0; }));
+  ExpectAllFree();
+}
+
+TEST_F(EngineTest, ARequestAsLongAsAllPagesEndsByLength) {
+  Start({}, {"--num-kv-pages=4", "--block-size=8", "--max-model-len=32"});
+  client_->Submit(RouterClient::MakeSubmit(1, 5, 1'000'000));
+  client_->Submit(RouterClient::MakeSubmit(2, 31, 5));
+  ASSERT_TRUE(client_->PumpUntil([this] { return client_->AllEnded(); }));
+  EXPECT_EQ(client_->streams[1].end, wire::END_LENGTH);
+  EXPECT_EQ(client_->streams[1].outputs.size(), 27u);
+  EXPECT_EQ(client_->streams[2].outputs.size(), 1u);
+  ExpectAllFree();
+}
+
+TEST_F(EngineTest, CancelFreesAndOthersGoOn) {
+  Start({}, {"--num-kv-pages=4096", "--max-model-len=4096", "--null-step-us=1000"});
+  for (uint64_t id = 1; id <= 32; ++id) {
+    client_->Submit(RouterClient::MakeSubmit(id, 100, id % 2 == 0 ? 3000 : 300));
+  }
+  ASSERT_TRUE(client_->PumpUntil([this] { return client_->streams[32].outputs.size() > 5; }));
+  for (uint64_t id = 2; id <= 32; id += 2) client_->Cancel({id});
+  ASSERT_TRUE(client_->PumpUntil([this] { return client_->AllEnded(); }));
+  EXPECT_EQ(client_->streams.size(), 16u);
+  for (const auto& [id, stream] : client_->streams) ExpectWhole(stream);
+  ExpectAllFree();
+}
+
+TEST_F(EngineTest, CancelInEveryState) {
+  Start({"--max-num-seqs=4", "--max-num-batched-tokens=16"},
+        {"--num-kv-pages=64", "--max-model-len=1024"});
+  for (uint64_t id = 1; id <= 200; ++id) {
+    client_->Submit(RouterClient::MakeSubmit(id, 1 + id * 13 % 200, 1 + id % 50));
+    if (id % 3 == 0) client_->Cancel({id - id % 7, id});
+  }
+  ASSERT_TRUE(client_->PumpUntil([this] { return client_->AllEnded(); }));
+  for (const auto& [id, stream] : client_->streams) ExpectWhole(stream);
+  ExpectAllFree();
+}
+
+TEST_F(EngineTest, BadRequestsFailAloneWithTheLimitNamed) {
+  Start({"--arena-mb=1"}, {"--num-kv-pages=16", "--block-size=8", "--max-model-len=128"});
+  using Change = void (*)(wire::Submit*);
+  const std::vector<std::pair<std::string, Change>> cases = {
+      {"no ids", [](wire::Submit* s) { s->clear_ids(); }},
+      {"prompt_len 0", [](wire::Submit* s) { s->set_prompt_len(0); }},
+      {"prompt_len 11", [](wire::Submit* s) { s->set_prompt_len(11); }},
+      {"max_tokens 0", [](wire::Submit* s) { s->mutable_sampling()->set_max_tokens(0); }},
+      {"max_tokens -5", [](wire::Submit* s) { s->mutable_sampling()->set_max_tokens(-5); }},
+      {"id -1 at position 10",
+       [](wire::Submit* s) {
+         s->add_ids(-1);
+         s->set_prompt_len(11);
+       }},
+      {"id 49152 at position 10",
+       [](wire::Submit* s) {
+         s->add_ids(49152);
+         s->set_prompt_len(11);
+       }},
+      {"stop id 99999", [](wire::Submit* s) { s->mutable_sampling()->add_stop_ids(99999); }},
+      {"1 bias ids but 0", [](wire::Submit* s) { s->mutable_sampling()->add_bias_ids(1); }},
+      {"not finite", [](wire::Submit* s) { s->mutable_sampling()->set_temperature(NAN); }},
+      {"21 log-prob", [](wire::Submit* s) { s->mutable_sampling()->set_num_top_logprobs(21); }},
+      {"takes 127 and one more",
+       [](wire::Submit* s) {
+         while (s->ids_size() < 128) s->add_ids(1);
+         s->set_prompt_len(128);
+       }},
+      {"bytes of arena",
+       [](wire::Submit* s) {
+         for (int i = 0; i < 300'000; ++i) s->mutable_sampling()->add_stop_ids(1);
+       }},
+  };
+  client_->Submit(RouterClient::MakeSubmit(1000, 10, 100));
+  uint64_t id = 0;
+  for (const auto& [message, change] : cases) {
+    wire::Submit submit = RouterClient::MakeSubmit(++id, 10, 10);
+    change(&submit);
+    client_->Submit(submit);
+  }
+  ASSERT_TRUE(client_->PumpUntil([this] { return client_->AllEnded(); }));
+  id = 0;
+  for (const auto& [message, change] : cases) {
+    const ClientStream& stream = client_->streams[++id];
+    EXPECT_EQ(stream.end, wire::END_ERROR);
+    EXPECT_EQ(stream.error_code, static_cast<uint32_t>(absl::StatusCode::kInvalidArgument));
+    EXPECT_THAT(stream.error, HasSubstr(message));
+    EXPECT_EQ(stream.num_ends, 1);
+  }
+  ExpectWhole(client_->streams[1000]);
+  ExpectAllFree();
+}
+
+TEST_F(EngineTest, AFullQueueRefusesAtOnce) {
+  Start({"--max-num-seqs=2", "--max-queued-requests=3"},
+        {"--num-kv-pages=64", "--max-model-len=1024", "--null-step-us=2000"});
+  std::vector<wire::Submit> submits;
+  for (uint64_t id = 1; id <= 10; ++id) submits.push_back(RouterClient::MakeSubmit(id, 5, 50));
+  client_->Submit(submits);
+  ASSERT_TRUE(client_->PumpUntil([this] { return client_->AllEnded(); }));
+  int refused = 0;
+  for (const auto& [id, stream] : client_->streams) {
+    if (stream.end != wire::END_ERROR) {
+      ExpectWhole(stream);
+      continue;
+    }
+    ++refused;
+    EXPECT_EQ(stream.error_code, static_cast<uint32_t>(absl::StatusCode::kResourceExhausted));
+    EXPECT_THAT(stream.error, HasSubstr("--max-queued-requests"));
+  }
+  EXPECT_EQ(refused, 5);
+  ExpectAllFree();
+}
+
+TEST_F(EngineTest, ADuplicateIsIgnored) {
+  Start();
+  const wire::Submit submit = RouterClient::MakeSubmit(1, 10, 300);
+  client_->Submit({submit, submit});
+  client_->Submit(submit);
+  ASSERT_TRUE(client_->PumpUntil([this] { return client_->AllEnded(); }));
+  ExpectWhole(client_->streams[1]);
+  EXPECT_EQ(client_->streams[1].num_repeated_ids, 0);
+  ExpectAllFree();
+}
+
+TEST_F(EngineTest, WhatGotLostIsSentAgain) {
+  Start({}, {"--num-kv-pages=4096", "--max-model-len=4096", "--null-step-us=2000"});
+  client_->lease_ms = 50;
+  for (uint64_t id = 1; id <= 4; ++id) client_->Submit(RouterClient::MakeSubmit(id, 10, 500));
+  ASSERT_TRUE(client_->PumpUntil([this] { return client_->streams[1].outputs.size() > 20; }));
+  client_->drop_deltas = true;
+  const uint64_t messages = client_->num_messages;
+  ASSERT_TRUE(client_->PumpUntil([&] { return client_->num_messages > messages + 50; }));
+  client_->drop_deltas = false;
+  ASSERT_TRUE(client_->PumpUntil([this] { return client_->AllEnded(); }));
+  for (const auto& [id, stream] : client_->streams) {
+    ExpectWhole(stream);
+    EXPECT_EQ(stream.num_resubmitted, 0);
+  }
+  ExpectAllFree();
+}
+
+TEST_F(EngineTest, ALostEndIsHadAgainByResubmission) {
+  Start();
+  wire::Submit submit = RouterClient::MakeSubmit(1, 10, 400);
+  submit.mutable_sampling()->set_num_top_logprobs(0);
+  client_->drop_deltas = true;
+  client_->answer_unknown = false;
+  client_->Submit(submit);
+  ASSERT_TRUE(client_->WaitStatus([](const wire::Status& s) { return s.unknown_ids_size() == 1; }));
+  client_->drop_deltas = false;
+  client_->answer_unknown = true;
+  ASSERT_TRUE(client_->PumpUntil([this] { return client_->AllEnded(); }));
+  ExpectWhole(client_->streams[1]);
+  EXPECT_GE(client_->streams[1].num_resubmitted, 1);
+  EXPECT_EQ(client_->streams[1].logprobs.size(), 400u);
+  ExpectAllFree();
+}
+
+TEST_F(EngineTest, WhatALeaseDoesNotNameIsCancelled) {
+  Start({}, {"--num-kv-pages=4096", "--max-model-len=4096", "--null-step-us=1000"});
+  client_->Submit(RouterClient::MakeSubmit(1, 10, 4000));
+  client_->Submit(RouterClient::MakeSubmit(2, 10, 200));
+  ASSERT_TRUE(client_->PumpUntil([this] { return client_->streams[1].outputs.size() > 5; }));
+  client_->streams.erase(1);
+  ASSERT_TRUE(client_->PumpUntil([this] { return client_->AllEnded(); }));
+  ExpectAllFree();
+  ExpectWhole(client_->streams[2]);
+}
+
+TEST_F(EngineTest, ARouterThatFallsSilentIsFreedOf) {
+  Start({"--lease-timeout-ms=600"},
+        {"--num-kv-pages=4096", "--max-model-len=4096", "--null-step-us=1000"});
+  auto silent = NewClient("router-2");
+  ASSERT_TRUE(silent->WaitReady());
+  silent->Submit(RouterClient::MakeSubmit(1, 10, 4000));
+  ASSERT_TRUE(silent->PumpUntil([&] { return silent->streams[1].outputs.size() > 5; }));
+  client_->lease_ms = 100;
+  client_->Submit(RouterClient::MakeSubmit(1, 10, 2000));
+  ASSERT_TRUE(client_->WaitStatus([](const wire::Status& s) { return s.num_running() == 2; }));
+  ASSERT_TRUE(client_->WaitStatus([](const wire::Status& s) { return s.num_running() < 2; }));
+  ASSERT_TRUE(client_->PumpUntil([this] { return client_->AllEnded(); }));
+  ExpectWhole(client_->streams[1]);
+  ExpectAllFree();
+}
+
+TEST_F(EngineTest, GoodbyeFreesAtOnce) {
+  Start({}, {"--num-kv-pages=4096", "--max-model-len=4096", "--null-step-us=1000"});
+  auto other = NewClient("router-2");
+  ASSERT_TRUE(other->WaitReady());
+  other->Submit(RouterClient::MakeSubmit(1, 10, 4000));
+  ASSERT_TRUE(other->PumpUntil([&] { return other->streams[1].outputs.size() > 5; }));
+  other->Goodbye();
+  ExpectAllFree();
+}
+
+TEST_F(EngineTest, ADrainEndsWhatRunsAndRefusesWhatComes) {
+  Start({}, {"--num-kv-pages=4096", "--max-model-len=4096", "--null-step-us=1000"});
+  client_->Submit(RouterClient::MakeSubmit(1, 10, 300));
+  ASSERT_TRUE(client_->PumpUntil([this] { return client_->streams[1].outputs.size() > 5; }));
+  scheduler_.Signal(SIGTERM);
+  ASSERT_TRUE(client_->PumpUntil([this] { return client_->status.draining(); }));
+  client_->Submit(RouterClient::MakeSubmit(2, 10, 300));
+  ASSERT_TRUE(client_->PumpUntil([this] { return client_->AllEnded(); }));
+  EXPECT_EQ(scheduler_.Wait(), 0);
+  ExpectWhole(client_->streams[1]);
+  EXPECT_EQ(client_->streams[2].error_code, static_cast<uint32_t>(absl::StatusCode::kUnavailable));
+  EXPECT_NE(access(shm::Segment::Path(engine_id_).c_str(), F_OK), 0);
+}
+
+TEST_F(EngineTest, ASecondSignalEndsADrainAtOnce) {
+  Start({}, {"--num-kv-pages=4096", "--max-model-len=8000", "--null-step-us=2000"});
+  client_->Submit(RouterClient::MakeSubmit(1, 10, 7000));
+  ASSERT_TRUE(client_->PumpUntil([this] { return client_->streams[1].outputs.size() > 5; }));
+  scheduler_.Signal(SIGTERM);
+  ASSERT_TRUE(client_->PumpUntil([this] { return client_->status.draining(); }));
+  scheduler_.Signal(SIGTERM);
+  EXPECT_EQ(scheduler_.Wait(), 0);
+  ASSERT_TRUE(client_->PumpUntil([this] { return client_->AllEnded(); }));
+  EXPECT_EQ(client_->streams[1].error_code, static_cast<uint32_t>(absl::StatusCode::kUnavailable));
+}
+
+// ---- Deaths ----
+
+class DeathTest : public EngineTest {
+ protected:
+  // What 8 streams say when nobody dies. Their seeds are their ids.
+  static constexpr int kLength = 400;
+  void SubmitStreams(int num_streams = 8) {
+    for (int id = 1; id <= num_streams; ++id) {
+      client_->Submit(RouterClient::MakeSubmit(id, 20, kLength));
+    }
+  }
+  std::vector<std::string> SlowWorker() const {
+    return {"--num-kv-pages=4096", "--max-model-len=4096", "--null-step-us=1000"};
+  }
+  bool PumpUntilAllHave(size_t num_ids) {
+    return client_->PumpUntil([&] {
+      return std::all_of(client_->streams.begin(), client_->streams.end(),
+                         [&](const auto& entry) { return entry.second.outputs.size() >= num_ids; });
+    });
+  }
+  // Runs the streams undisturbed and keeps what they say.
+  void LearnExpected() {
+    SubmitStreams();
+    ASSERT_TRUE(client_->PumpUntil([this] { return client_->AllEnded(); }));
+    expected_ = std::move(client_->streams);
+    client_->streams.clear();
+  }
+  void ExpectSameIds() {
+    for (const auto& [id, stream] : client_->streams) {
+      ExpectWhole(stream);
+      EXPECT_EQ(stream.outputs, expected_.at(id).outputs);
+    }
+  }
+  std::map<uint64_t, ClientStream> expected_;
+};
+
+TEST_P(DeathTest, OfAWorkerLetsStreamsGoOn) {
+  const int num_ranks = GetParam();
+  Start({}, SlowWorker(), num_ranks);
+  LearnExpected();
+  SubmitStreams();
+  ASSERT_TRUE(PumpUntilAllHave(50));
+  workers_[num_ranks - 1].Kill();
+  ASSERT_TRUE(client_->PumpUntil([this] { return !client_->status.ready(); }));
+  EXPECT_THAT(client_->status.not_ready_reason(), HasSubstr("rank"));
+  for (int rank = 0; rank < num_ranks; ++rank) {
+    workers_[rank].Kill();  // as the launcher does: the whole group
+  }
+  for (int rank = 0; rank < num_ranks; ++rank) StartWorker(rank);
+  ASSERT_TRUE(client_->PumpUntil([this] { return client_->AllEnded(); }));
+  ExpectSameIds();
+  for (const auto& [id, stream] : client_->streams) EXPECT_EQ(stream.num_resubmitted, 0);
+  ExpectAllFree();
+}
+
+TEST_P(DeathTest, OfTheSchedulerLeavesWorkersAndStreams) {
+  const int num_ranks = GetParam();
+  Start({}, SlowWorker(), num_ranks);
+  LearnExpected();
+  SubmitStreams();
+  ASSERT_TRUE(PumpUntilAllHave(50));
+  const uint64_t epoch = client_->epoch;
+  scheduler_.Kill();
+  StartTheScheduler();
+  ASSERT_TRUE(client_->PumpUntil([this] { return client_->AllEnded(); }));
+  EXPECT_NE(client_->epoch, epoch);
+  ExpectSameIds();
+  for (const auto& [id, stream] : client_->streams) EXPECT_GE(stream.num_resubmitted, 1);
+  ExpectAllFree();
+}
+
+INSTANTIATE_TEST_SUITE_P(Ranks, DeathTest, ::testing::Values(1, 4),
+                         [](const auto& info) { return fmt::format("{}ranks", info.param); });
+
+TEST_F(DeathTest, TwiceInFlightFailsAndWhoWaitedGoesOn) {
+  Start({"--max-num-seqs=2"}, SlowWorker());
+  LearnExpected();
+  SubmitStreams();
+  for (int death = 0; death < 2; ++death) {
+    ASSERT_TRUE(client_->PumpUntil([&] {
+      return client_->streams[1].outputs.size() >= 50u * (death + 1) &&
+             client_->streams[2].outputs.size() >= 50u * (death + 1);
+    }));
+    workers_[0].Kill();
+    StartWorker(0);
+  }
+  ASSERT_TRUE(client_->PumpUntil([this] { return client_->AllEnded(); }));
+  for (uint64_t id : {1, 2}) {
+    const ClientStream& failed = client_->streams[id];
+    EXPECT_EQ(failed.end, wire::END_ERROR);
+    EXPECT_EQ(failed.error_code, static_cast<uint32_t>(absl::StatusCode::kAborted));
+    EXPECT_THAT(failed.error, HasSubstr("died twice"));
+    client_->streams.erase(id);
+  }
+  ExpectSameIds();
+  ExpectAllFree();
+}
+
+TEST_F(DeathTest, WhileRanksAreAwayRequestsWaitAndBadOnesFailAfterwards) {
+  Start({}, SlowWorker());
+  workers_[0].Kill();
+  ASSERT_TRUE(client_->PumpUntil([this] { return !client_->status.ready(); }));
+  wire::Submit bad = RouterClient::MakeSubmit(9, 10, 10);
+  bad.add_ids(99999);
+  client_->Submit(bad);
+  client_->Submit(RouterClient::MakeSubmit(1, 10, 10));
+  ASSERT_TRUE(client_->WaitStatus([](const wire::Status& s) { return s.num_waiting() == 2; }));
+  StartWorker(0);
+  ASSERT_TRUE(client_->PumpUntil([this] { return client_->AllEnded(); }));
+  ExpectWhole(client_->streams[1]);
+  EXPECT_EQ(client_->streams[9].end, wire::END_ERROR);
+  ExpectAllFree();
+}
+
+TEST_F(DeathTest, OfEverybodyAgainAndAgainLosesNothing) {
+  Start({}, SlowWorker());
+  LearnExpected();
+  SubmitStreams();
+  for (int death = 1; death <= 4; ++death) {
+    ASSERT_TRUE(PumpUntilAllHave(50 * death));
+    scheduler_.Kill();
+    workers_[0].Kill();
+    StartWorker(0);
+    StartTheScheduler();
+  }
+  ASSERT_TRUE(client_->PumpUntil([this] { return client_->AllEnded(); }));
+  ExpectSameIds();
   ExpectAllFree();
 }
 

@@ -41,13 +41,13 @@ class RouterClient {
 
   // Receives, and sends leases, until condition() holds; false after timeout_ms. A condition over
   // what has come from the scheduler.
-  bool PumpUntil(const std::function<bool()>& condition, int timeout_ms = 60'000);
+  bool PumpUntil(const std::function<bool()>& condition, int timeout_ms = 30'000);
   bool AllEnded() const;
   bool WaitReady() {
     return PumpUntil([this] { return has_status && status.ready(); });
   }
   // Until a status that was asked for from now on says what holds.
-  bool WaitStatus(const std::function<bool(const wire::Status&)>& holds, int timeout_ms = 60'000);
+  bool WaitStatus(const std::function<bool(const wire::Status&)>& holds, int timeout_ms = 30'000);
 
   std::map<uint64_t, ClientStream> streams;
   bool has_status = false;
