@@ -1,5 +1,7 @@
 #include "kernels/cpu/thread_pool.h"
 
+#include <sched.h>
+
 #include <chrono>
 
 #include "common/log.h"
@@ -23,6 +25,8 @@ void Pause() {
 ThreadPool::ThreadPool(int threads)
     : threads_(threads), shares_(std::make_unique<Share[]>(threads)) {
   CHECK(threads >= 1 && threads <= static_cast<int>(kWorkers));
+  CPU_ZERO(&allowed_);
+  sched_getaffinity(0, sizeof(allowed_), &allowed_);
   for (int i = 1; i < threads; ++i) helpers_.emplace_back([this, i] { HelperMain(i); });
 }
 
@@ -34,6 +38,7 @@ ThreadPool::~ThreadPool() {
 }
 
 void ThreadPool::RunErased(int64_t count, Function function, const void* argument) {
+  caller_cpu_.store(sched_getcpu(), std::memory_order_relaxed);
   function_ = function;
   argument_ = argument;
   for (int i = 0; i < threads_; ++i) {
@@ -66,6 +71,7 @@ void ThreadPool::HelperMain(int thread) {
   uint32_t state = state_.load(std::memory_order_acquire);
   while (!stop_.load(std::memory_order_relaxed)) {
     const uint32_t loop = state & ~(kWorkers | kOpen);
+    LeaveCallersCpu();
     if ((state & kOpen) == 0 || loop == done) {
       AwaitChange(state);
       state = state_.load(std::memory_order_acquire);
@@ -77,6 +83,15 @@ void ThreadPool::HelperMain(int thread) {
         state_.notify_all();  // the caller may wait for the last
     }
   }
+}
+
+void ThreadPool::LeaveCallersCpu() const {
+  const int cpu = caller_cpu_.load(std::memory_order_relaxed);
+  if (cpu < 0 || cpu != sched_getcpu()) return;
+  cpu_set_t others = allowed_;
+  CPU_CLR(cpu, &others);
+  if (CPU_COUNT(&others) > 0)
+    sched_setaffinity(0, sizeof(others), &others);  // a wish: failure does no harm
 }
 
 void ThreadPool::AwaitChange(uint32_t seen) {

@@ -7,6 +7,8 @@
 // at hand for the next op of a step, then sleep on a futex.
 #pragma once
 
+#include <sched.h>
+
 #include <atomic>
 #include <cstdint>
 #include <memory>
@@ -54,13 +56,18 @@ class ThreadPool {
   void HelperMain(int thread);
   // Returns once state_ isn't `seen` (it may be by the time the caller looks): spins, then sleeps.
   void AwaitChange(uint32_t seen);
+  // The kernel likes to wake a thread on the CPU of its waker, where a helper could only hold up
+  // the caller.
+  void LeaveCallersCpu() const;
 
   const int threads_;
+  cpu_set_t allowed_;  // CPUs the process may use
   // Bits 0-7: helpers at work. Bit 8: a loop is open for helpers to join. Above: counts the loops.
   // The loop's fields below are written while it is closed and no helper is at work, and read by
   // helpers that have joined.
   std::atomic<uint32_t> state_{0};
   std::atomic<bool> stop_{false};
+  std::atomic<int> caller_cpu_{-1};
   Function function_ = nullptr;
   const void* argument_ = nullptr;
   std::unique_ptr<Share[]> shares_;
