@@ -143,7 +143,8 @@ struct PlanRow {  // compute ids [start, start + num_tokens) of the slot; ids be
 // ---- Result rings. One record a step and rank; rank 0's has the rows, the others' only the hash.
 // ----
 
-// Followed by num_rows ResultRows, each followed by its num_top ResultTops.
+// Followed by num_rows ResultRows, each followed by its num_top ResultTops. Rows with is_prompt
+// come before the sampled row of their request.
 struct ResultHeader {
   uint32_t bytes;  // of the whole record, a multiple of 8; kPadResult marks a pad
   uint32_t num_rows;

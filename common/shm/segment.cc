@@ -15,6 +15,7 @@
 #include <cerrno>
 #include <cstring>
 #include <new>
+#include <thread>
 
 #include "common/log.h"
 
@@ -48,15 +49,22 @@ struct flock LockOf(short type, off_t byte) {
   return lock;
 }
 
-// Takes a presence; false if another process has it.
-bool TryLock(int fd, off_t byte) {
-  struct flock lock = LockOf(F_WRLCK, byte);
-  return fcntl(fd, F_OFD_SETLK, &lock) == 0;
+// Whether somebody has the presence. Asks for a read lock, so that threads in WaitForRankDeath,
+// which have one for a moment, do not count.
+bool IsLocked(int fd, off_t byte) {
+  struct flock lock = LockOf(F_RDLCK, byte);
+  return fcntl(fd, F_OFD_GETLK, &lock) == 0 && lock.l_type != F_UNLCK;
 }
 
-bool IsLocked(int fd, off_t byte) {
-  struct flock lock = LockOf(F_WRLCK, byte);
-  return fcntl(fd, F_OFD_GETLK, &lock) == 0 && lock.l_type != F_UNLCK;
+// Takes a presence; false if another process has it.
+bool TryLock(int fd, off_t byte) {
+  while (true) {
+    struct flock lock = LockOf(F_WRLCK, byte);
+    if (fcntl(fd, F_OFD_SETLK, &lock) == 0) return true;
+    if (IsLocked(fd, byte)) return false;
+    // A thread that waited for the death of the one before us has not yet let go.
+    std::this_thread::yield();
+  }
 }
 
 bool AnyRankLocked(int fd) {
