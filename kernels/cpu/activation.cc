@@ -6,7 +6,7 @@ void GatedActivation(const Cpu& cpu, const GatedActivationParams& p) {
   const int64_t width = p.width;
   const auto* x = static_cast<const float*>(p.x);
   auto* out = static_cast<float*>(p.out);
-  ForEach(cpu, p.num_tokens, p.num_tokens * width, [&](int64_t t) {
+  ForEach(cpu, p.num_tokens, 2 * p.num_tokens * width, [&](int, int64_t t) {
     const float* gate = x + t * 2 * width;
     cpu.kernels->silu_mul(gate, gate + width, out + t * width, width);
   });

@@ -60,8 +60,8 @@ absl::Status Attention(const Cpu& cpu, const AttentionParams& p, std::span<Token
     const int64_t tokens = p.batch->token_begin[r + 1] - p.batch->token_begin[r];
     positions += tokens * p.batch->context_len[r];
   }
-  const int64_t work = positions * p.num_heads * p.head_size;
-  ForEachDynamic(cpu, num_ranges * tiles_a_range, work, [&](int64_t i) {
+  const int64_t work = positions * p.num_heads * p.head_size / 4;
+  ForEach(cpu, num_ranges * tiles_a_range, work, [&](int, int64_t i) {
     // The last ranges of a prompt see most: they come first, so that no thread is left with one.
     const TokenRange& range = scratch[num_ranges - 1 - i / tiles_a_range];
     const int kv_head = static_cast<int>(i % tiles_a_range) / parts;

@@ -33,8 +33,8 @@ class CpuBackend : public Backend {
  public:
   explicit CpuBackend(const CpuOptions& options)
       : mode_(options.mode),
-        cpu_{&KernelsFor(options.isa), options.threads},
         linear_(MakeLinearContext(options.mode, options.threads)),
+        cpu_{&KernelsFor(options.isa), &linear_->pool()},
         sampler_(cpu_) {}
 
   std::string_view name() const override { return "cpu"; }
@@ -85,7 +85,7 @@ class CpuBackend : public Backend {
     const CpuWeight& table = AsCpu(*p.table);
     const BatchRows& batch = *p.batch;
     auto* out = static_cast<float*>(p.out);
-    ForEach(cpu_, batch.num_tokens, batch.num_tokens * table.cols, [&](int64_t t) {
+    ForEach(cpu_, batch.num_tokens, batch.num_tokens * table.cols, [&](int, int64_t t) {
       const int32_t* ids = p.tokens.ids + batch.slot_of_token[t] * p.tokens.stride;
       float* row = out + t * table.cols;
       table.DequantizeRow(ids[batch.position_of_token[t]], row);
@@ -142,8 +142,8 @@ class CpuBackend : public Backend {
 
  private:
   const Mode mode_;
+  const std::unique_ptr<LinearContext> linear_;  // owns the threads of all ops
   const Cpu cpu_;
-  const std::unique_ptr<LinearContext> linear_;
   Sampler sampler_;
   std::vector<TokenRange> token_ranges_;
   std::unique_ptr<float[]> exchange_;  // what is given to or taken from the group

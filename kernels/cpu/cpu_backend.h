@@ -11,7 +11,7 @@ namespace penstock::kernels::cpu {
 
 struct CpuOptions {
   Mode mode = Mode::kFast;
-  int threads = 1;      // OpenMP threads an op may use, the caller's included
+  int threads = 1;      // an op may use, the caller's included
   Isa isa = BestIsa();  // of the ops but the linear ones; for tests
 };
 

@@ -8,14 +8,14 @@ std::string_view IsaName(Isa isa) {
       return "avx512";
     case Isa::kAvx2:
       return "avx2";
-    case Isa::kScalar:
+    case Isa::kSse2:
       break;
   }
-  return "scalar";
+  return "sse2";
 }
 
 std::vector<Isa> AvailableIsas() {
-  std::vector<Isa> isas = {Isa::kScalar};
+  std::vector<Isa> isas = {Isa::kSse2};
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                     __builtin_cpu_supports("f16c") && __builtin_cpu_supports("bmi") &&
                     __builtin_cpu_supports("bmi2");
@@ -35,10 +35,10 @@ const Kernels& KernelsFor(Isa isa) {
       return avx512::kKernels;
     case Isa::kAvx2:
       return avx2::kKernels;
-    case Isa::kScalar:
+    case Isa::kSse2:
       break;
   }
-  return scalar::kKernels;
+  return sse2::kKernels;
 }
 
 }  // namespace penstock::kernels::cpu

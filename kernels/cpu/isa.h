@@ -9,7 +9,7 @@
 
 namespace penstock::kernels::cpu {
 
-enum class Isa : uint8_t { kScalar, kAvx2, kAvx512 };
+enum class Isa : uint8_t { kSse2, kAvx2, kAvx512 };
 
 std::string_view IsaName(Isa isa);
 

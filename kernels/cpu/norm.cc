@@ -16,7 +16,7 @@ absl::Status AddRmsNorm(const Cpu& cpu, const AddRmsNormParams& p, float* scratc
   }
   auto* residual = static_cast<float*>(p.residual);
   auto* out = static_cast<float*>(p.out);
-  ForEach(cpu, p.num_tokens, size, [&](int64_t t) {
+  ForEach(cpu, p.num_tokens, size, [&](int, int64_t t) {
     cpu.kernels->add_rms_norm(x == nullptr ? nullptr : x + t * hidden, size, num_segments,
                               residual + t * hidden, p.weight,
                               out == nullptr ? nullptr : out + t * hidden, hidden, p.epsilon);

@@ -30,7 +30,7 @@ absl::Status RopeKvWrite(const Cpu& cpu, const RopeKvWriteParams& p) {
   const int64_t stride = (p.num_heads + 2 * p.num_kv_heads) * head_size;
   const int64_t head_page = p.kv.page_size * head_size * DTypeSize(p.kv.dtype);  // bytes
   const KvType type = KvTypeOf(p.kv.dtype);
-  ForEach(cpu, batch.num_tokens, batch.num_tokens * stride, [&](int64_t t) {
+  ForEach(cpu, batch.num_tokens, batch.num_tokens * stride, [&](int, int64_t t) {
     float* q = static_cast<float*>(p.qkv) + t * stride;
     float* k = q + p.num_heads * head_size;
     const float* v = k + p.num_kv_heads * head_size;

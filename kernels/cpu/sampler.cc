@@ -1,7 +1,5 @@
 #include "kernels/cpu/sampler.h"
 
-#include <omp.h>
-
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -22,8 +20,9 @@ void FillTop(const Kernels& kernels, std::span<const float> logits, int count, d
   // Kept in order; what comes later must be greater than the least to get in.
   int found = 0;
   float bound = -std::numeric_limits<float>::infinity();
-  for (int64_t i = kernels.next_above(logits.data(), 0, n, bound); i < n;
-       i = kernels.next_above(logits.data(), i + 1, n, bound)) {
+  constexpr float kAny = std::numeric_limits<float>::infinity();
+  for (int64_t i = kernels.next_between(logits.data(), 0, n, bound, kAny); i < n;
+       i = kernels.next_between(logits.data(), i + 1, n, bound, kAny)) {
     int at = found < count ? found++ : count - 1;
     for (; at > 0 && logits[out->top_id[at - 1]] < logits[i]; --at) {
       out->top_id[at] = out->top_id[at - 1];
@@ -41,8 +40,8 @@ int32_t RankOf(const Kernels& kernels, std::span<const float> logits, int32_t id
   const float logit = logits[id];
   const float below = std::nextafter(logit, -std::numeric_limits<float>::infinity());
   const auto n = static_cast<int64_t>(logits.size());
-  return static_cast<int32_t>(1 + kernels.count_above(logits.data(), id, below) +
-                              kernels.count_above(logits.data() + id, n - id, logit));
+  return static_cast<int32_t>(1 + kernels.count_above(logits.data(), id, below, nullptr) +
+                              kernels.count_above(logits.data() + id, n - id, logit, nullptr));
 }
 
 bool IsGreedy(const SamplingParams& params) { return params.temperature < kGreedyTemperature; }
@@ -93,9 +92,9 @@ int32_t Sampler::SampleRowAt(const SampleParams& p, int32_t i, Scratch* scratch)
 
 absl::Status Sampler::Sample(const SampleParams& p) {
   const int64_t work = static_cast<int64_t>(p.count) * p.vocab_size;
-  ForEachDynamic(cpu_, p.count, work, [&](int64_t i) {
+  ForEach(cpu_, p.count, work, [&](int thread, int64_t i) {
     const SampleRow& row = p.rows[i];
-    const int32_t id = SampleRowAt(p, static_cast<int32_t>(i), &scratch_[omp_get_thread_num()]);
+    const int32_t id = SampleRowAt(p, static_cast<int32_t>(i), &scratch_[thread]);
     p.ids_out[i] = id;
     if (row.target_id < 0 && id >= 0) {
       p.tokens.ids[row.slot * p.tokens.stride + row.position] = id;

@@ -13,10 +13,10 @@ namespace penstock::kernels::cpu {
 // Temperatures below this are greedy: 1 / temperature must stay a number.
 constexpr float kGreedyTemperature = 1e-5f;
 
-// Samples rows of logits, each on one thread. Keeps scratch for every thread of the Cpu it serves.
+// Samples rows of logits, each on one thread. Keeps scratch for every thread of the pool.
 class Sampler {
  public:
-  explicit Sampler(const Cpu& cpu) : cpu_(cpu), scratch_(cpu.threads) {}
+  explicit Sampler(const Cpu& cpu) : cpu_(cpu), scratch_(cpu.pool->threads()) {}
 
   // Afterwards Sample allocates nothing.
   void Reserve(int32_t vocab_size);

@@ -1,16 +1,25 @@
 #include "kernels/cpu/token_choice.h"
 
 #include <algorithm>
+#include <cmath>
 #include <functional>
 #include <limits>
 
 namespace penstock::kernels::cpu {
+namespace {
+
+// Likeliest first, of equals the lowest id. A template, for the type is TokenChoice's own.
+constexpr auto Before = [](const auto& a, const auto& b) {
+  return a.weight != b.weight ? a.weight > b.weight : a.id < b.id;
+};
+
+}  // namespace
 
 void TokenChoice::Reserve(int32_t vocab_size) {
   weights_.resize(vocab_size);
   block_sums_.resize((vocab_size + kSumBlock - 1) / kSumBlock);
   kept_.reserve(vocab_size);
-  sorted_.reserve(vocab_size);
+  border_.reserve(vocab_size);
   values_.reserve(vocab_size);
 }
 
@@ -28,19 +37,12 @@ int32_t TokenChoice::Draw(const Kernels& kernels, const SamplingParams& params,
   const double total =
       kernels.exp_sum(logits.data(), static_cast<int64_t>(logits.size()), most,
                       1.0f / params.temperature, params.min_p, weights_.data(), block_sums_.data());
-  const bool top_k = params.top_k > 0 && static_cast<size_t>(params.top_k) < logits.size();
-  const bool top_p = params.top_p < 1.0f;
-  if (!top_k && !top_p) return DrawFromAll(uniform * total);
-  if (top_k) {
+  if (params.top_k > 0 && static_cast<size_t>(params.top_k) < logits.size()) {
     KeepTopK(kernels, logits, most, params.top_k);
-    double mass = 0;
-    for (const Candidate& c : kept_) mass += c.weight;
-    if (top_p) CutToMass(params.top_p * mass);
-  } else {
-    KeepMass(kernels, params.top_p * total);
-    CutToMass(params.top_p * total);
+    return DrawFromTopK(params.top_p, uniform);
   }
-  return DrawFromKept(uniform);
+  if (params.top_p < 1.0f) return DrawFromTopP(kernels, params.top_p * total, uniform);
+  return DrawFromAll(uniform * total);
 }
 
 // kept_ = the ids whose logit is no less than the k-th greatest, but those of weight 0.
@@ -50,15 +52,16 @@ void TokenChoice::KeepTopK(const Kernels& kernels, std::span<const float> logits
   // A few passes of counting find a bound with not many more than k above it.
   float bound = -std::numeric_limits<float>::infinity();
   for (float gap = 2; gap < 1e4f; gap *= 1.5f) {
-    if (kernels.count_above(logits.data(), n, most - gap) >= k) {
+    if (kernels.count_above(logits.data(), n, most - gap, nullptr) >= k) {
       bound = most - gap;
       break;
     }
   }
   kept_.clear();
   values_.clear();
-  for (int64_t i = kernels.next_above(logits.data(), 0, n, bound); i < n;
-       i = kernels.next_above(logits.data(), i + 1, n, bound)) {
+  constexpr float kAny = std::numeric_limits<float>::infinity();
+  for (int64_t i = kernels.next_between(logits.data(), 0, n, bound, kAny); i < n;
+       i = kernels.next_between(logits.data(), i + 1, n, bound, kAny)) {
     kept_.push_back({weights_[i], static_cast<int32_t>(i)});
     values_.push_back(logits[i]);
   }
@@ -70,38 +73,17 @@ void TokenChoice::KeepTopK(const Kernels& kernels, std::span<const float> logits
   std::erase_if(kept_, [&](const Candidate& c) { return c.weight == 0 || logits[c.id] < least; });
 }
 
-// kept_ = the ids of weight above a bound, chosen so that they hold at least `mass`.
-void TokenChoice::KeepMass(const Kernels& kernels, double mass) {
-  const auto n = static_cast<int64_t>(weights_.size());
-  float bound = 0;
-  for (const float candidate : {1e-2f, 1e-3f, 1e-4f, 1e-5f}) {
-    if (kernels.sum_above(weights_.data(), n, candidate) >= mass) {
-      bound = candidate;
-      break;
-    }
-  }
-  kept_.clear();
-  for (int64_t i = kernels.next_above(weights_.data(), 0, n, bound); i < n;
-       i = kernels.next_above(weights_.data(), i + 1, n, bound)) {
-    kept_.push_back({weights_[i], static_cast<int32_t>(i)});
-  }
-}
-
-// Drops from kept_ what top-p drops. A quickselect by mass: no more is sorted than the last few.
-void TokenChoice::CutToMass(double mass) {
-  const auto before = [](const Candidate& a, const Candidate& b) {
-    return a.weight != b.weight ? a.weight > b.weight : a.id < b.id;
-  };
-  sorted_ = kept_;
-  auto begin = sorted_.begin();
-  auto end = sorted_.end();
-  double above = 0;  // held by those before `begin`
+// The last candidate of border_, likeliest first, that is needed for `mass`, `above` being held by
+// others already. A quickselect by mass: no more is sorted than the last few.
+TokenChoice::Candidate TokenChoice::FindCut(double above, double mass) {
+  auto begin = border_.begin();
+  auto end = border_.end();
   while (end - begin > 32) {
     // The middle of three, so neither side is empty.
     Candidate three[] = {*begin, begin[(end - begin) / 2], *(end - 1)};
-    std::sort(three, three + 3, before);
+    std::sort(three, three + 3, Before);
     const auto middle =
-        std::partition(begin, end, [&](const Candidate& c) { return !before(three[1], c); });
+        std::partition(begin, end, [&](const Candidate& c) { return !Before(three[1], c); });
     double held = 0;
     for (auto c = begin; c != middle; ++c) held += c->weight;
     if (above + held >= mass) {
@@ -111,13 +93,71 @@ void TokenChoice::CutToMass(double mass) {
       begin = middle;
     }
   }
-  std::sort(begin, end, before);
-  auto last = begin;
-  while (last != end && (above += last->weight) < mass) ++last;
+  std::sort(begin, end, Before);
   // Rounding may leave the mass a hair out of reach: all stay, then.
-  if (last == end) return;
-  const Candidate cut = *last;
-  std::erase_if(kept_, [&](const Candidate& c) { return before(cut, c); });
+  while (begin + 1 != end && (above += begin->weight) < mass) ++begin;
+  return *begin;
+}
+
+int32_t TokenChoice::DrawFromTopK(float top_p, double uniform) {
+  const auto kept_mass = [&] {
+    double mass = 0;
+    for (const Candidate& c : kept_) mass += c.weight;
+    return mass;
+  };
+  if (top_p < 1.0f) {
+    border_ = kept_;
+    const Candidate cut = FindCut(0, top_p * kept_mass());
+    std::erase_if(kept_, [&](const Candidate& c) { return Before(cut, c); });
+  }
+  const double target = uniform * kept_mass();
+  double sum = 0;
+  for (const Candidate& c : kept_) {
+    sum += c.weight;
+    if (sum > target) return c.id;
+  }
+  return kept_.back().id;
+}
+
+int32_t TokenChoice::DrawFromTopP(const Kernels& kernels, double mass, double uniform) {
+  // Passes over the whole row narrow down a range of weights, (low, high], that holds the cut.
+  constexpr int64_t kFew = 512;
+  const auto n = static_cast<int64_t>(weights_.size());
+  float low = 0;
+  float high = 1;
+  int64_t count_low = n;
+  int64_t count_high = 0;
+  double above = 0;
+  while (count_low - count_high > kFew) {
+    const float middle = low == 0 ? high * 0.01f : std::sqrt(low * high);
+    if (middle <= low || middle >= high) break;
+    double sum;
+    const int64_t count = kernels.count_above(weights_.data(), n, middle, &sum);
+    if (sum >= mass) {
+      low = middle;
+      count_low = count;
+    } else {
+      high = middle;
+      count_high = count;
+      above = sum;
+    }
+  }
+  border_.clear();
+  for (int64_t i = kernels.next_between(weights_.data(), 0, n, low, high); i < n;
+       i = kernels.next_between(weights_.data(), i + 1, n, low, high)) {
+    border_.push_back({weights_[i], static_cast<int32_t>(i)});
+  }
+  // Empty if rounding put the mass a hair out of reach: all stay, then.
+  float floor = 0;
+  if (!border_.empty()) {
+    const Candidate cut = FindCut(above, mass);
+    for (const Candidate& c : border_) {
+      if (Before(cut, c)) weights_[c.id] = 0;
+    }
+    floor = cut.weight;
+  }
+  const double total = kernels.drop_below(weights_.data(), n, floor, block_sums_.data());
+  return DrawFromAll(uniform * total);
 }
 
 int32_t TokenChoice::DrawFromAll(double target) const {
@@ -136,18 +176,6 @@ int32_t TokenChoice::DrawFromAll(double target) const {
     chosen = static_cast<int32_t>(i);
   }
   return chosen;
-}
-
-int32_t TokenChoice::DrawFromKept(double uniform) const {
-  double mass = 0;
-  for (const Candidate& c : kept_) mass += c.weight;
-  const double target = uniform * mass;
-  double sum = 0;
-  for (const Candidate& c : kept_) {
-    sum += c.weight;
-    if (sum > target) return c.id;
-  }
-  return kept_.back().id;
 }
 
 }  // namespace penstock::kernels::cpu

@@ -33,15 +33,15 @@ class TokenChoice {
   };
 
   void KeepTopK(const Kernels& kernels, std::span<const float> logits, float most, int32_t k);
-  void KeepMass(const Kernels& kernels, double mass);
-  void CutToMass(double mass);
+  int32_t DrawFromTopK(float top_p, double uniform);
+  int32_t DrawFromTopP(const Kernels& kernels, double mass, double uniform);
+  Candidate FindCut(double above, double mass);
   int32_t DrawFromAll(double target) const;
-  int32_t DrawFromKept(double uniform) const;
 
   std::vector<float> weights_;      // of every id, relative to the likeliest
   std::vector<double> block_sums_;  // of weights_, by kSumBlock
-  std::vector<Candidate> kept_;     // by id
-  std::vector<Candidate> sorted_;   // scratch of CutToMass
+  std::vector<Candidate> kept_;     // what top-k left, by id
+  std::vector<Candidate> border_;   // scratch of FindCut
   std::vector<float> values_;       // scratch of KeepTopK
 };
 

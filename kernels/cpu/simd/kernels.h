@@ -63,16 +63,17 @@ struct Kernels {
   // of the b-th kSumBlock of them. Returns the sum of block_sums.
   double (*exp_sum)(const float* x, int64_t n, float shift, float factor, float floor, float* out,
                     double* block_sums);
-  // How many are > value; the sum of those > value.
-  int64_t (*count_above)(const float* x, int64_t n, float value);
-  double (*sum_above)(const float* x, int64_t n, float value);
-  // The least i >= begin with x[i] > value, or n.
-  int64_t (*next_above)(const float* x, int64_t begin, int64_t n, float value);
+  // How many are > value; *sum, unless null, is their sum.
+  int64_t (*count_above)(const float* x, int64_t n, float value, double* sum);
+  // The least i >= begin with low < x[i] <= high, or n.
+  int64_t (*next_between)(const float* x, int64_t begin, int64_t n, float low, float high);
+  // Zeroes those < floor; block_sums and the result as exp_sum's.
+  double (*drop_below)(float* x, int64_t n, float floor, double* block_sums);
 };
 
 constexpr int kSumBlock = 1024;
 
-namespace scalar {
+namespace sse2 {
 extern const Kernels kKernels;
 }
 namespace avx2 {

@@ -17,8 +17,8 @@ void ExpRow(const float* x, float* out, int64_t n);
 int64_t ArgMax(const float* x, int64_t n, bool all_finite);
 double ExpSum(const float* x, int64_t n, float shift, float factor, float floor, float* out,
               double* block_sums);
-int64_t CountAbove(const float* x, int64_t n, float value);
-double SumAbove(const float* x, int64_t n, float value);
-int64_t NextAbove(const float* x, int64_t begin, int64_t n, float value);
+int64_t CountAbove(const float* x, int64_t n, float value, double* sum);
+int64_t NextBetween(const float* x, int64_t begin, int64_t n, float low, float high);
+double DropBelow(float* x, int64_t n, float floor, double* block_sums);
 
 }  // namespace penstock::kernels::cpu::PENSTOCK_ISA

@@ -13,8 +13,8 @@ const Kernels kKernels = {
     .arg_max = ArgMax,
     .exp_sum = ExpSum,
     .count_above = CountAbove,
-    .sum_above = SumAbove,
-    .next_above = NextAbove,
+    .next_between = NextBetween,
+    .drop_below = DropBelow,
 };
 
 }  // namespace penstock::kernels::cpu::PENSTOCK_ISA

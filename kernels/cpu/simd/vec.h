@@ -1,13 +1,14 @@
-// Sixteen float32 lanes: the same operations in the same order on every instruction set (scalar;
-// AVX2 + FMA + F16C; AVX-512). Loops over it have no scalar tail: a short end is a masked vector,
-// so a value's bits don't depend on where in the row it stands. AVX2 and AVX-512 give equal bits;
-// scalar rounds a multiply-add twice.
+// Sixteen float32 lanes: the same operations in the same order on every instruction set (SSE2,
+// which every x86-64 has; AVX2 + FMA + F16C; AVX-512). Loops over it have no scalar tail: a short
+// end is a masked vector, so a value's bits don't depend on where in the row it stands. AVX2 and
+// AVX-512 give equal bits; SSE2 rounds a multiply-add twice.
 //
 // Included by simd/*.cc alone, which are compiled once for each instruction set into namespace
 // cpu::PENSTOCK_ISA. Those files use nothing inline of the standard library: the linker would be
 // free to keep the copy made of instructions that the machine lacks.
 #pragma once
 
+#include <stddef.h>
 #include <stdint.h>
 
 #if defined(__AVX2__)
@@ -167,28 +168,37 @@ PENSTOCK_INLINE Vec ScaleByPowerOf2(Vec a, Vec n) {
 
 #else
 
+// The compiler's own vectors, which it cuts to the machine's.
 struct Vec {
-  float v[kLanes];
+  float v __attribute__((vector_size(64)));
 };
+using Ints = int32_t __attribute__((vector_size(64)));
 struct Mask {
-  uint32_t bits;
+  Ints lanes;  // -1 or 0
 };
 
 template <typename F>
 PENSTOCK_INLINE Vec ForLanes(F f) {
+  float t[kLanes];
+  for (int i = 0; i < kLanes; ++i) t[i] = f(i);
   Vec r;
-  for (int i = 0; i < kLanes; ++i) r.v[i] = f(i);
+  __builtin_memcpy(&r, t, sizeof(r));
   return r;
 }
-PENSTOCK_INLINE Mask FirstLanes(int n) { return {(1u << n) - 1}; }
-PENSTOCK_INLINE Vec Set(float x) {
-  return ForLanes([&](int) { return x; });
+PENSTOCK_INLINE Mask FirstLanes(int n) {
+  const Ints lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  return {lanes < n};
 }
+PENSTOCK_INLINE Vec Set(float x) { return {x - Vec{}.v}; }
 PENSTOCK_INLINE Vec Load(const float* p) {
-  return ForLanes([&](int i) { return p[i]; });
+  Vec r;
+  __builtin_memcpy(&r, p, sizeof(r));
+  return r;
 }
 PENSTOCK_INLINE Vec LoadN(const float* p, int n) {
-  return ForLanes([&](int i) { return i < n ? p[i] : 0.0f; });
+  Vec r = {};
+  __builtin_memcpy(&r, p, static_cast<size_t>(n) * sizeof(float));
+  return r;
 }
 // Not inline: GCC 12 crashes when it vectorises conversions of _Float16.
 [[gnu::noinline, maybe_unused]] static float Widen(Half x) {
@@ -204,54 +214,35 @@ PENSTOCK_INLINE Vec Load(const BFloat* p) {
   return ForLanes(
       [&](int i) { return __builtin_bit_cast(float, static_cast<uint32_t>(p[i].bits) << 16); });
 }
-PENSTOCK_INLINE void Store(float* p, Vec a) {
-  for (int i = 0; i < kLanes; ++i) p[i] = a.v[i];
-}
+PENSTOCK_INLINE void Store(float* p, Vec a) { __builtin_memcpy(p, &a, sizeof(a)); }
 PENSTOCK_INLINE void StoreN(float* p, Vec a, int n) {
-  for (int i = 0; i < n; ++i) p[i] = a.v[i];
+  __builtin_memcpy(p, &a, static_cast<size_t>(n) * sizeof(float));
 }
 PENSTOCK_INLINE void Store(Half* p, Vec a) {
   for (int i = 0; i < kLanes; ++i) p[i] = NarrowToHalf(a.v[i]);
 }
-PENSTOCK_INLINE Vec Add(Vec a, Vec b) {
-  return ForLanes([&](int i) { return a.v[i] + b.v[i]; });
-}
-PENSTOCK_INLINE Vec Sub(Vec a, Vec b) {
-  return ForLanes([&](int i) { return a.v[i] - b.v[i]; });
-}
-PENSTOCK_INLINE Vec Mul(Vec a, Vec b) {
-  return ForLanes([&](int i) { return a.v[i] * b.v[i]; });
-}
-PENSTOCK_INLINE Vec Div(Vec a, Vec b) {
-  return ForLanes([&](int i) { return a.v[i] / b.v[i]; });
-}
-PENSTOCK_INLINE Vec Fma(Vec a, Vec b, Vec c) {
-  return ForLanes([&](int i) { return a.v[i] * b.v[i] + c.v[i]; });
-}
-PENSTOCK_INLINE Vec Max(Vec a, Vec b) {
-  return ForLanes([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
-}
-PENSTOCK_INLINE Vec Min(Vec a, Vec b) {
-  return ForLanes([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
-}
+PENSTOCK_INLINE Vec Add(Vec a, Vec b) { return {a.v + b.v}; }
+PENSTOCK_INLINE Vec Sub(Vec a, Vec b) { return {a.v - b.v}; }
+PENSTOCK_INLINE Vec Mul(Vec a, Vec b) { return {a.v * b.v}; }
+PENSTOCK_INLINE Vec Div(Vec a, Vec b) { return {a.v / b.v}; }
+PENSTOCK_INLINE Vec Fma(Vec a, Vec b, Vec c) { return {a.v * b.v + c.v}; }
+PENSTOCK_INLINE Vec Max(Vec a, Vec b) { return {a.v > b.v ? a.v : b.v}; }
+PENSTOCK_INLINE Vec Min(Vec a, Vec b) { return {a.v < b.v ? a.v : b.v}; }
+// Of numbers under 2^22: above 1.5 * 2^23 the fraction has no bits left.
 PENSTOCK_INLINE Vec Round(Vec a) {
-  return ForLanes([&](int i) { return __builtin_rintf(a.v[i]); });
+  const Vec big = Set(12582912.0f);
+  return Sub(Add(a, big), big);
 }
-PENSTOCK_INLINE Mask Greater(Vec a, Vec b) {
+PENSTOCK_INLINE Mask Greater(Vec a, Vec b) { return {a.v > b.v}; }
+PENSTOCK_INLINE uint32_t Bits(Mask m) {
   uint32_t bits = 0;
-  for (int i = 0; i < kLanes; ++i) bits |= static_cast<uint32_t>(a.v[i] > b.v[i]) << i;
-  return {bits};
+  for (int i = 0; i < kLanes; ++i) bits |= (static_cast<uint32_t>(m.lanes[i]) & 1) << i;
+  return bits;
 }
-PENSTOCK_INLINE uint32_t Bits(Mask m) { return m.bits; }
-PENSTOCK_INLINE Vec Select(Mask m, Vec a, Vec b) {
-  return ForLanes([&](int i) { return (m.bits >> i & 1) ? a.v[i] : b.v[i]; });
-}
+PENSTOCK_INLINE Vec Select(Mask m, Vec a, Vec b) { return {m.lanes ? a.v : b.v}; }
 PENSTOCK_INLINE Vec ScaleByPowerOf2(Vec a, Vec n) {
-  return ForLanes([&](int i) {
-    // NaN comes here too (and stays so through `a`), but has no integer.
-    const int exponent = n.v[i] == n.v[i] ? static_cast<int>(n.v[i]) + 127 : 127;
-    return a.v[i] * __builtin_bit_cast(float, static_cast<uint32_t>(exponent) << 23);
-  });
+  const Ints exponent = (__builtin_convertvector(n.v, Ints) + 127) << 23;
+  return Mul(a, __builtin_bit_cast(Vec, exponent));
 }
 
 #endif
@@ -279,16 +270,20 @@ PENSTOCK_INLINE float ReduceMax(Vec a) {
 }
 #else
 PENSTOCK_INLINE float ReduceAdd(Vec a) {
+  float t[kLanes];
+  Store(t, a);
   for (int width = kLanes / 2; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) a.v[i] += a.v[i + width];
+    for (int i = 0; i < width; ++i) t[i] += t[i + width];
   }
-  return a.v[0];
+  return t[0];
 }
 PENSTOCK_INLINE float ReduceMax(Vec a) {
+  float t[kLanes];
+  Store(t, a);
   for (int width = kLanes / 2; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) a.v[i] = a.v[i] > a.v[i + width] ? a.v[i] : a.v[i + width];
+    for (int i = 0; i < width; ++i) t[i] = t[i] > t[i + width] ? t[i] : t[i + width];
   }
-  return a.v[0];
+  return t[0];
 }
 #endif
 

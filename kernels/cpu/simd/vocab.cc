@@ -51,55 +51,80 @@ int64_t ArgMax(const float* x, int64_t n, bool all_finite) {
 
 double ExpSum(const float* x, int64_t n, float shift, float factor, float floor, float* out,
               double* block_sums) {
+  const auto weight = [=](Vec y) __attribute__((always_inline)) {
+    const Vec e = Exp(Mul(Sub(y, Set(shift)), Set(factor)));
+    return Select(Greater(Set(floor), e), Set(0), e);
+  };
   double total = 0;
   for (int64_t b = 0; b * kSumBlock < n; ++b) {
-    const int64_t begin = b * kSumBlock;
-    const int64_t end = begin + kSumBlock < n ? begin + kSumBlock : n;
-    Vec sum[2] = {Set(0), Set(0)};
-    for (int64_t i = begin; i < end; i += kLanes) {
-      const int lanes = LanesAt(i, end);
-      const Vec y = LoadOr(x + i, lanes, -kInfinity);
-      Vec e = Exp(Mul(Sub(y, Set(shift)), Set(factor)));
-      e = Select(Greater(Set(floor), e), Set(0), e);
-      StoreN(out + i, e, lanes);
-      const int j = static_cast<int>(i / kLanes % 2);
-      sum[j] = Add(sum[j], e);
+    int64_t i = b * kSumBlock;
+    const int64_t end = i + kSumBlock < n ? i + kSumBlock : n;
+    Vec even = Set(0);
+    Vec odd = Set(0);
+    for (; i + 2 * kLanes <= end; i += 2 * kLanes) {
+      const Vec e = weight(Load(x + i));
+      const Vec f = weight(Load(x + i + kLanes));
+      Store(out + i, e);
+      Store(out + i + kLanes, f);
+      even = Add(even, e);
+      odd = Add(odd, f);
     }
-    block_sums[b] = ReduceAdd(Add(sum[0], sum[1]));
+    for (; i < end; i += kLanes) {
+      const int lanes = LanesAt(i, end);
+      const Vec e = weight(LoadOr(x + i, lanes, -kInfinity));
+      StoreN(out + i, e, lanes);
+      even = Add(even, e);
+    }
+    block_sums[b] = ReduceAdd(Add(even, odd));
     total += block_sums[b];
   }
   return total;
 }
 
-int64_t CountAbove(const float* x, int64_t n, float value) {
+int64_t CountAbove(const float* x, int64_t n, float value, double* sum) {
   int64_t count = 0;
-  for (int64_t i = 0; i < n; i += kLanes) {
-    const Vec y = LoadOr(x + i, LanesAt(i, n), -kInfinity);
-    count += __builtin_popcount(Bits(Greater(y, Set(value))));
-  }
-  return count;
-}
-
-double SumAbove(const float* x, int64_t n, float value) {
   double total = 0;
   for (int64_t begin = 0; begin < n; begin += kSumBlock) {
     const int64_t end = begin + kSumBlock < n ? begin + kSumBlock : n;
-    Vec sum = Set(0);
+    Vec block = Set(0);
     for (int64_t i = begin; i < end; i += kLanes) {
       const Vec y = LoadOr(x + i, LanesAt(i, end), -kInfinity);
-      sum = Add(sum, Select(Greater(y, Set(value)), y, Set(0)));
+      const Mask above = Greater(y, Set(value));
+      count += __builtin_popcount(Bits(above));
+      block = Add(block, Select(above, y, Set(0)));
     }
-    total += ReduceAdd(sum);
+    total += ReduceAdd(block);
   }
-  return total;
+  if (sum != nullptr) *sum = total;
+  return count;
 }
 
-int64_t NextAbove(const float* x, int64_t begin, int64_t n, float value) {
+int64_t NextBetween(const float* x, int64_t begin, int64_t n, float low, float high) {
   for (int64_t i = begin; i < n; i += kLanes) {
-    const uint32_t bits = Bits(Greater(LoadOr(x + i, LanesAt(i, n), -kInfinity), Set(value)));
+    const Vec y = LoadOr(x + i, LanesAt(i, n), -kInfinity);
+    const uint32_t bits = Bits(Greater(y, Set(low))) & ~Bits(Greater(y, Set(high)));
     if (bits != 0) return i + __builtin_ctz(bits);
   }
   return n;
+}
+
+double DropBelow(float* x, int64_t n, float floor, double* block_sums) {
+  double total = 0;
+  for (int64_t b = 0; b * kSumBlock < n; ++b) {
+    const int64_t begin = b * kSumBlock;
+    const int64_t end = begin + kSumBlock < n ? begin + kSumBlock : n;
+    Vec sum = Set(0);
+    for (int64_t i = begin; i < end; i += kLanes) {
+      const int lanes = LanesAt(i, end);
+      Vec y = LoadN(x + i, lanes);
+      y = Select(Greater(Set(floor), y), Set(0), y);
+      StoreN(x + i, y, lanes);
+      sum = Add(sum, y);
+    }
+    block_sums[b] = ReduceAdd(sum);
+    total += block_sums[b];
+  }
+  return total;
 }
 
 }  // namespace penstock::kernels::cpu::PENSTOCK_ISA

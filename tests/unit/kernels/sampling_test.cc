@@ -125,6 +125,8 @@ TEST_P(SamplingTest, GivesTheReferencesIdForEverySetting) {
       {.top_p = 1e-6f},
       {.temperature = 5.0f, .top_p = 0.95f},
       {.temperature = 5.0f, .top_p = 0.999999f},
+      {.top_p = 0.99999994f, .min_p = 0.02f},  // the float before 1
+      {.temperature = 100.0f, .top_p = 0.5f},
       {.min_p = 0.05f},
       {.min_p = 1.0f},
       {.temperature = 0.8f, .top_k = 50, .top_p = 0.9f},

@@ -84,24 +84,30 @@ TEST_P(SimdTest, VocabularyPassesMatchPlainLoops) {
     const double total =
         kernels_.exp_sum(x.data(), n, *best, 0.5f, 0.01f, weights.data(), block_sums.data());
     double expected = 0, above = 0;
-    int64_t count = 0;
+    int64_t count = 0, between = 0;
     for (int i = 0; i < n; ++i) {
       const double weight = std::exp((x[i] - *best) * 0.5);
       EXPECT_NEAR(weights[i], weight < 0.01 ? 0 : weight, 3e-7);
       expected += weights[i];
       above += weights[i] > 0.25f ? weights[i] : 0;
       count += x[i] > 0.25f;
+      between += x[i] > 0.25f && x[i] <= 3.0f;
     }
     EXPECT_NEAR(total, expected, expected * 1e-6);
-    EXPECT_NEAR(kernels_.sum_above(weights.data(), n, 0.25f), above, above * 1e-6);
-    EXPECT_EQ(kernels_.count_above(x.data(), n, 0.25f), count);
+    double sum;
+    kernels_.count_above(weights.data(), n, 0.25f, &sum);
+    EXPECT_NEAR(sum, above, above * 1e-6);
+    EXPECT_EQ(kernels_.count_above(x.data(), n, 0.25f, nullptr), count);
+    EXPECT_NEAR(kernels_.drop_below(weights.data(), n, 0.2500001f, block_sums.data()), above,
+                above * 1e-6);
     int64_t walked = 0;
-    for (int64_t i = kernels_.next_above(x.data(), 0, n, 0.25f); i < n;
-         i = kernels_.next_above(x.data(), i + 1, n, 0.25f)) {
+    for (int64_t i = kernels_.next_between(x.data(), 0, n, 0.25f, 3.0f); i < n;
+         i = kernels_.next_between(x.data(), i + 1, n, 0.25f, 3.0f)) {
       EXPECT_GT(x[i], 0.25f);
+      EXPECT_LE(x[i], 3.0f);
       ++walked;
     }
-    EXPECT_EQ(walked, count);
+    EXPECT_EQ(walked, between);
   }
 }
 

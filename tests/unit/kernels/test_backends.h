@@ -16,7 +16,7 @@ namespace penstock::kernels {
 // A way to run ops. Add a device here and every op test runs on it.
 struct TestBackend {
   std::string name;
-  cpu::Isa isa = cpu::Isa::kScalar;
+  cpu::Isa isa = cpu::Isa::kSse2;
   int threads = 1;
 
   std::unique_ptr<Backend> Make(int max_tokens = 2048, int vocab_size = 64) const {
