@@ -16,6 +16,7 @@ constexpr int64_t kPrivateTokens = 4;
 // wait for.
 constexpr int64_t kItemsAThread = 8;
 constexpr int64_t kMaxItemGroups = 8;
+constexpr int64_t kMinItemTiles = 4;  // below this tokens aren't cut into blocks
 
 int64_t DivideUp(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -64,45 +65,64 @@ void Multiplier::MultiplyChunk(std::span<const PackedRows> parts, const Product&
   }
 }
 
+Multiplier::Cut Multiplier::CutFor(std::span<const PackedRows> parts, int64_t tokens) const {
+  const bool quant = IsQuantForm(parts.front().form);
+  const int64_t wanted = pool_.threads() * kItemsAThread;
+  int64_t groups = 0;
+  for (const PackedRows& part : parts) groups += DivideUp(part.rows, kGroupRows);
+  Cut cut;
+  cut.tiles = DivideUp(tokens, quant ? kQuantTokens : kDenseTokens);
+  cut.groups = std::clamp<int64_t>(groups / wanted, 1, quant ? kMaxItemGroups : kDenseGroups);
+  // Dense tiles of several tokens are as high as they can be, since they are bound by loads.
+  if (!quant && cut.tiles >= 2 * kMinItemTiles) cut.groups = kDenseGroups;
+  int64_t items = 0;
+  for (const PackedRows& part : parts) {
+    items += DivideUp(DivideUp(part.rows, kGroupRows), cut.groups);
+  }
+  cut.token_blocks = std::clamp<int64_t>(cut.tiles / kMinItemTiles, 1, DivideUp(wanted, items));
+  cut.items = items * cut.token_blocks;
+  return cut;
+}
+
 void Multiplier::MultiplyAlike(std::span<const PackedRows> parts, const Product& p) {
   const Preparation how = PreparationFor(parts.front().form);
-  const int64_t tiles = DivideUp(p.tokens, kQuantTokens), threads = pool_.threads();
-  const bool alone = p.tokens <= kPrivateTokens && threads > 1 && how.input != Input::kAsIs;
-  if (!alone && how.input != Input::kAsIs) {
-    pool_.Run(tiles, [&](int, int64_t i) { Prepare(how, p, {i, i + 1}, scratch_.get()); });
+  const bool prepares = how.input != Input::kAsIs;
+  const bool alone = prepares && p.tokens <= kPrivateTokens && pool_.threads() > 1;
+  if (prepares && !alone) {
+    pool_.Run(p.tokens, [&](int, int64_t t) { Prepare(how, p, t, scratch_.get()); });
   }
-  int64_t groups = 0, items = 0;
-  for (const PackedRows& part : parts) groups += DivideUp(part.rows, kGroupRows);
-  const int64_t item_groups =
-      std::clamp<int64_t>(groups / (threads * kItemsAThread), 1, kMaxItemGroups);
-  for (const PackedRows& part : parts)
-    items += DivideUp(DivideUp(part.rows, kGroupRows), item_groups);
+  const Cut cut = CutFor(parts, p.tokens);
   const int64_t product = ++num_products_;
-  pool_.Run(items, [&](int thread, int64_t item) {
+  pool_.Run(cut.items, [&](int thread, int64_t item) {
     std::byte* prepared = scratch_.get();
     if (alone) {
       prepared += shared_bytes_ + private_bytes_ * static_cast<size_t>(thread);
-      if (prepared_[thread].product != product) Prepare(how, p, {0, tiles}, prepared);
-      prepared_[thread].product = product;
+      if (prepared_[thread].product != product) {
+        for (int64_t t = 0; t < p.tokens; ++t) Prepare(how, p, t, prepared);
+        prepared_[thread].product = product;
+      }
     }
-    MultiplyItem(parts, p, item, item_groups, prepared);
+    MultiplyItem(parts, p, cut, item, prepared);
   });
 }
 
-void Multiplier::MultiplyItem(std::span<const PackedRows> parts, const Product& p, int64_t item,
-                              int64_t item_groups, const std::byte* prepared) const {
+void Multiplier::MultiplyItem(std::span<const PackedRows> parts, const Product& p, const Cut& cut,
+                              int64_t item, const std::byte* prepared) const {
+  // Neighbours share their rows: those stay in the cache.
+  const Range tiles = Range::Share(cut.tiles, item % cut.token_blocks, cut.token_blocks);
+  item /= cut.token_blocks;
   Product mine = p;
   for (const PackedRows& part : parts) {
-    const int64_t groups = DivideUp(part.rows, kGroupRows), items = DivideUp(groups, item_groups);
+    const int64_t groups = DivideUp(part.rows, kGroupRows), items = DivideUp(groups, cut.groups);
     if (item >= items) {
       item -= items;
       mine.out += part.rows;
       if (mine.bias != nullptr) mine.bias += part.rows;
       continue;
     }
-    const Range range{item * item_groups, std::min(groups, (item + 1) * item_groups)};
-    if (IsQuantForm(part.form)) return MultiplyQuant(part, mine, range, prepared);
-    return MultiplyDense(part, mine, range, prepared);
+    const Range range{item * cut.groups, std::min(groups, (item + 1) * cut.groups)};
+    if (IsQuantForm(part.form)) return MultiplyQuant(part, mine, range, tiles, prepared);
+    return MultiplyDense(part, mine, range, tiles, prepared);
   }
 }
 
@@ -112,26 +132,24 @@ Multiplier::Preparation Multiplier::PreparationFor(Form form) const {
   return {round ? Input::kBFloat16 : Input::kAsIs};
 }
 
-void Multiplier::Prepare(const Preparation& how, const Product& p, Range tiles,
+void Multiplier::Prepare(const Preparation& how, const Product& p, int64_t token,
                          std::byte* prepared) const {
-  const int64_t num_tiles = DivideUp(p.tokens, kQuantTokens), num_blocks = p.cols / kBlock;
-  for (int64_t i = tiles.begin; i < tiles.end; ++i) {
-    const Range tokens = Range::Share(p.tokens, i, num_tiles);
-    for (int64_t t = tokens.begin; t < tokens.end; ++t) {
-      const float* x = p.x + t * p.x_stride;
-      if (how.input == Input::kBFloat16) {
-        kernels_.round_bfloat16(x, p.cols, reinterpret_cast<uint16_t*>(prepared) + t * p.cols);
-        continue;
-      }
-      // A tile's tokens lie side by side, block by block.
-      auto* blocks = reinterpret_cast<ActivationBlock*>(prepared) + tokens.begin * num_blocks;
-      kernels_.quantize({x, blocks + (t - tokens.begin), tokens.size(),
-                         static_cast<int32_t>(num_blocks), how.zero, how.group});
-    }
+  const float* x = p.x + token * p.x_stride;
+  if (how.input == Input::kBFloat16) {
+    kernels_.round_bfloat16(x, p.cols, reinterpret_cast<uint16_t*>(prepared) + token * p.cols);
+    return;
   }
+  // A tile's tokens lie side by side, block by block.
+  const int64_t num_blocks = p.cols / kBlock, num_tiles = DivideUp(p.tokens, kQuantTokens);
+  const int64_t tile =
+      DivideUp((token + 1) * num_tiles, p.tokens) - 1;  // the one whose share it is in
+  const Range tokens = Range::Share(p.tokens, tile, num_tiles);
+  auto* blocks = reinterpret_cast<ActivationBlock*>(prepared) + tokens.begin * num_blocks;
+  kernels_.quantize({x, blocks + (token - tokens.begin), tokens.size(),
+                     static_cast<int32_t>(num_blocks), how.zero, how.group});
 }
 
-void Multiplier::MultiplyQuant(const PackedRows& part, const Product& p, Range groups,
+void Multiplier::MultiplyQuant(const PackedRows& part, const Product& p, Range groups, Range tiles,
                                const std::byte* prepared) const {
   CHECK(p.col_begin % kBlock == 0 && p.cols % kBlock == 0);
   const auto kernel = kernels_.quant[static_cast<int>(part.form)];
@@ -146,7 +164,7 @@ void Multiplier::MultiplyQuant(const PackedRows& part, const Product& p, Range g
     tile.group = part.data + g * part.group_bytes;
     tile.num_rows = static_cast<int32_t>(std::min<int64_t>(part.rows - row, kGroupRows));
     tile.bias = p.bias == nullptr ? nullptr : p.bias + row;
-    for (int64_t i = 0; i < num_tiles; ++i) {
+    for (int64_t i = tiles.begin; i < tiles.end; ++i) {
       const Range tokens = Range::Share(p.tokens, i, num_tiles);
       tile.x = blocks + tokens.begin * num_blocks;
       tile.num_tokens = static_cast<int32_t>(tokens.size());
@@ -156,7 +174,7 @@ void Multiplier::MultiplyQuant(const PackedRows& part, const Product& p, Range g
   }
 }
 
-void Multiplier::MultiplyDense(const PackedRows& part, const Product& p, Range groups,
+void Multiplier::MultiplyDense(const PackedRows& part, const Product& p, Range groups, Range tiles,
                                const std::byte* prepared) const {
   const bool pairs = part.form == Form::kBFloat16;
   const bool rounded = pairs && kernels_.round_bfloat16 != nullptr;
@@ -178,7 +196,7 @@ void Multiplier::MultiplyDense(const PackedRows& part, const Product& p, Range g
     tile.num_rows =
         static_cast<int32_t>(std::min<int64_t>(part.rows - row, tile.num_groups * kGroupRows));
     tile.bias = p.bias == nullptr ? nullptr : p.bias + row;
-    for (int64_t i = 0; i < num_tiles; ++i) {
+    for (int64_t i = tiles.begin; i < tiles.end; ++i) {
       const Range tokens = Range::Share(p.tokens, i, num_tiles);
       if (rounded) {
         tile.x = reinterpret_cast<const uint16_t*>(prepared) + tokens.begin * p.cols;

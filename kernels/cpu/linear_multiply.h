@@ -45,7 +45,7 @@ class Multiplier {
     int32_t group = 0;
     bool operator==(const Preparation&) const = default;
   };
-  // Tokens or groups of rows, [begin, end).
+  // Tokens, tiles or groups of rows, [begin, end).
   struct Range {
     int64_t begin;
     int64_t end;
@@ -57,6 +57,13 @@ class Multiplier {
   struct FreeAligned {
     void operator()(std::byte* p) const { ::operator delete[](p, std::align_val_t{64}); }
   };
+  // How a product is cut: an item is `groups` groups of rows by a share of the token tiles.
+  struct Cut {
+    int64_t groups = 0;
+    int64_t tiles = 0;
+    int64_t token_blocks = 0;
+    int64_t items = 0;
+  };
   // Of one thread: the last product it prepared activations for.
   struct alignas(64) Prepared {
     int64_t product = 0;
@@ -66,12 +73,13 @@ class Multiplier {
   // For parts that want the same preparation.
   void MultiplyAlike(std::span<const PackedRows> parts, const Product& p);
   Preparation PreparationFor(Form form) const;
-  void Prepare(const Preparation& how, const Product& p, Range tiles, std::byte* prepared) const;
-  void MultiplyItem(std::span<const PackedRows> parts, const Product& p, int64_t item,
-                    int64_t item_groups, const std::byte* prepared) const;
-  void MultiplyQuant(const PackedRows& part, const Product& p, Range groups,
+  void Prepare(const Preparation& how, const Product& p, int64_t token, std::byte* prepared) const;
+  Cut CutFor(std::span<const PackedRows> parts, int64_t tokens) const;
+  void MultiplyItem(std::span<const PackedRows> parts, const Product& p, const Cut& cut,
+                    int64_t item, const std::byte* prepared) const;
+  void MultiplyQuant(const PackedRows& part, const Product& p, Range groups, Range tiles,
                      const std::byte* prepared) const;
-  void MultiplyDense(const PackedRows& part, const Product& p, Range groups,
+  void MultiplyDense(const PackedRows& part, const Product& p, Range groups, Range tiles,
                      const std::byte* prepared) const;
 
   const LinearKernels kernels_;
