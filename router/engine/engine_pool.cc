@@ -1,0 +1,100 @@
+#include "router/engine/engine_pool.h"
+
+#include <algorithm>
+#include <random>
+
+#include "router/balance/least_loaded.h"
+
+namespace penstock::router {
+
+uint64_t RandomU64() {
+  thread_local std::random_device device;
+  return uint64_t{device()} << 32 | device();
+}
+
+absl::StatusOr<std::unique_ptr<EnginePool>> EnginePool::Connect(
+    const std::vector<std::string>& addresses, LinkOptions options) {
+  if (addresses.empty()) return InvalidArgument("no engine: give --engine tcp://host:port");
+  std::unique_ptr<EnginePool> pool(new EnginePool);
+  pool->links_.resize(addresses.size());
+  for (size_t i = 0; i < addresses.size(); ++i) {
+    const auto move = [p = pool.get(), i](const std::shared_ptr<OpenRequest>& request) {
+      if (!p->connected_) return false;
+      std::string reason;
+      EngineLink* link = p->Choose(p->links_[i].get(), &reason);
+      return link != nullptr && link->Submit(request).ok();
+    };
+    ASSIGN_OR_RETURN(pool->links_[i],
+                     EngineLink::Connect(pool->context_, addresses[i], options, move));
+  }
+  pool->connected_ = true;
+  return pool;
+}
+
+EnginePool::~EnginePool() {
+  Stop(Unavailable("the server ends"));
+  links_.clear();
+}
+
+EngineLink* EnginePool::Choose(const EngineLink* except, std::string* reason) const {
+  std::vector<EngineLoad> loads;
+  for (const auto& link : links_) {
+    const EngineState state = link->State();
+    loads.push_back({.usable = state.usable && link.get() != except,
+                     .in_flight = state.in_flight,
+                     .running = state.status.num_running(),
+                     .waiting = state.status.num_waiting(),
+                     .kv_usage = state.status.kv_cache_usage()});
+    if (!state.usable && reason->empty()) *reason = state.reason;
+  }
+  const std::optional<size_t> best = LeastLoaded(loads);
+  return best ? links_[*best].get() : nullptr;
+}
+
+absl::StatusOr<uint64_t> EnginePool::Submit(wire::Submit submit, bool draw_seed,
+                                            std::shared_ptr<TokenSink> sink) {
+  std::string reason;
+  EngineLink* link = Choose(nullptr, &reason);
+  if (link == nullptr) return Unavailable("no engine can take requests now: {}", reason);
+  auto request = std::make_shared<OpenRequest>();
+  const uint64_t id = next_id_.fetch_add(1);
+  request->submit = std::move(submit);
+  request->submit.set_id(id);
+  if (draw_seed) request->submit.mutable_sampling()->set_seed(RandomU64());
+  request->sink = std::move(sink);
+  RETURN_IF_ERROR(link->Submit(std::move(request)));
+  return id;
+}
+
+void EnginePool::Cancel(uint64_t id) {
+  for (const auto& link : links_) link->Cancel(id);
+}
+
+std::vector<EngineState> EnginePool::States() const {
+  std::vector<EngineState> states;
+  for (const auto& link : links_) states.push_back(link->State());
+  return states;
+}
+
+absl::Status EnginePool::Ready() const {
+  std::string reason;
+  if (Choose(nullptr, &reason) != nullptr) return absl::OkStatus();
+  return Unavailable("{}", reason);
+}
+
+uint32_t EnginePool::max_model_len() const {
+  uint32_t smallest = 0;
+  for (const auto& link : links_) {
+    const uint32_t length = link->State().status.max_model_len();
+    if (length != 0) smallest = smallest == 0 ? length : std::min(smallest, length);
+  }
+  return smallest;
+}
+
+void EnginePool::Stop(const absl::Status& status) {
+  for (const auto& link : links_) {
+    if (link != nullptr) link->Stop(status);
+  }
+}
+
+}  // namespace penstock::router

@@ -1,0 +1,54 @@
+// All engines of this router: chooses one for each request, moves requests off a lost one.
+//
+// Thread-safe. Sinks are called on the engines' receive threads.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <string>
+#include <vector>
+#include <zmq.hpp>
+
+#include "common/status.h"
+#include "router/engine/engine_link.h"
+
+namespace penstock::router {
+
+class EnginePool {
+ public:
+  // Connects to all in the background. INVALID_ARGUMENT: no address, or a bad one.
+  static absl::StatusOr<std::unique_ptr<EnginePool>> Connect(
+      const std::vector<std::string>& addresses, LinkOptions options);
+  ~EnginePool();
+
+  // Gives the request an id (and a seed if `draw_seed`) and opens it at the least loaded engine.
+  // UNAVAILABLE: none is usable; the message says why. Returns the id.
+  absl::StatusOr<uint64_t> Submit(wire::Submit submit, bool draw_seed,
+                                  std::shared_ptr<TokenSink> sink);
+  // Ends the request without a further word to its sink. No-op if unknown.
+  void Cancel(uint64_t id);
+
+  std::vector<EngineState> States() const;
+  // OK if an engine is usable, else UNAVAILABLE with the reason.
+  absl::Status Ready() const;
+  // The smallest context any engine has loaded its model with; 0 until known.
+  uint32_t max_model_len() const;
+
+  // Ends all requests with `status` and says goodbye. Idempotent.
+  void Stop(const absl::Status& status);
+
+ private:
+  EnginePool() = default;
+  // The usable engine with the fewest requests, other than `except`; null if there is none.
+  EngineLink* Choose(const EngineLink* except, std::string* reason) const;
+
+  zmq::context_t context_{1};
+  std::atomic<bool> connected_{false};  // links_ is complete
+  std::vector<std::unique_ptr<EngineLink>> links_;
+  std::atomic<uint64_t> next_id_{1};
+};
+
+// Of the operating system's entropy.
+uint64_t RandomU64();
+
+}  // namespace penstock::router

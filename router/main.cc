@@ -1,0 +1,208 @@
+// penstock-router: text in, text out. Flags may be spelt with dashes or underscores.
+#include <signal.h>
+#include <sys/prctl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <ctime>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "absl/flags/flag.h"
+#include "absl/flags/parse.h"
+#include "absl/flags/usage.h"
+#include "common/formats/gguf.h"
+#include "common/log.h"
+#include "common/notify.h"
+#include "router/api/grpc/server.h"
+#include "router/api/http/http_server.h"
+#include "router/api/http/routes.h"
+#include "router/service/service.h"
+
+ABSL_FLAG(std::vector<std::string>, engine, {},
+          "engines' addresses: tcp://host:port or ipc:///path, separated by commas; repeatable");
+ABSL_FLAG(std::string, model, "", "path of the GGUF file the engines serve");
+ABSL_FLAG(std::vector<std::string>, served_model_name, {},
+          "names clients may ask for, separated by commas; default: the file's");
+ABSL_FLAG(std::string, host, "127.0.0.1", "address to listen on");
+ABSL_FLAG(int, port, 8000, "HTTP port");
+ABSL_FLAG(int, grpc_port, 50051, "gRPC port; 0: none");
+ABSL_FLAG(std::string, api_key, "", "clients must send it as a bearer token; PENSTOCK_API_KEY");
+ABSL_FLAG(int, max_body_mb, 8, "largest request, in MiB");
+ABSL_FLAG(int, threads, 1, "threads for HTTP connections");
+ABSL_FLAG(int, workers, 2, "threads for JSON, templates and tokenising");
+ABSL_FLAG(bool, grpc_message_per_token, false, "never put two tokens into one gRPC message");
+ABSL_FLAG(int, engine_timeout_s, 60, "how long a stream waits for an engine that is gone");
+ABSL_FLAG(int, drain_timeout_s, 30, "how long running streams may take to end on SIGTERM");
+ABSL_FLAG(bool, die_with_parent, false, "end when the process that started this one does");
+
+namespace penstock::router {
+namespace {
+
+constexpr int kExitBadInput = 2;  // a flag, the model file or a port: trying again won't help
+constexpr size_t kMaxQueuedTasks = 8192;
+
+// --grpc-port=1 -> --grpc_port=1; and one --engine a flag becomes one list.
+std::vector<std::string> Normalised(int argc, char** argv) {
+  std::vector<std::string> args = {argv[0]};
+  std::string engines;
+  for (int i = 1; i < argc; ++i) {
+    std::string arg = argv[i];
+    if (arg.rfind("--", 0) != 0) {
+      args.push_back(std::move(arg));
+      continue;
+    }
+    const size_t end = std::min(arg.find('='), arg.size());
+    std::replace(arg.begin() + 2, arg.begin() + static_cast<ptrdiff_t>(end), '-', '_');
+    if (arg == "--engine" && i + 1 < argc) arg = fmt::format("--engine={}", argv[++i]);
+    if (arg.rfind("--engine=", 0) == 0) {
+      if (!engines.empty()) engines += ',';
+      engines += arg.substr(9);
+    } else {
+      args.push_back(std::move(arg));
+    }
+  }
+  if (!engines.empty()) args.push_back(fmt::format("--engine={}", engines));
+  return args;
+}
+
+absl::StatusOr<ServedModel> LoadModel() {
+  ServedModel model;
+  model.path = absl::GetFlag(FLAGS_model);
+  if (model.path.empty()) return InvalidArgument("--model is missing: give a GGUF file's path");
+  ASSIGN_OR_RETURN(const auto file, GgufFile::Open(model.path));
+  ASSIGN_OR_RETURN(model.tokenizer, Tokenizer::FromGguf(*file));
+  absl::StatusOr<std::unique_ptr<ChatTemplate>> chat = ChatTemplate::FromGguf(*file);
+  if (chat.ok()) {
+    model.chat_template = *std::move(chat);
+  } else if (absl::IsNotFound(chat.status())) {
+    spdlog::warn("msg=\"no chat\" reason=\"{}\"", Message(chat.status()));
+  } else {
+    return chat.status();
+  }
+  ASSIGN_OR_RETURN(const std::string_view architecture, file->GetString("general.architecture"));
+  ASSIGN_OR_RETURN(const uint32_t context,
+                   file->GetU32(fmt::format("{}.context_length", architecture)));
+  model.context_length = static_cast<int32_t>(std::min<uint32_t>(context, INT32_MAX));
+  model.names = absl::GetFlag(FLAGS_served_model_name);
+  std::erase(model.names, "");
+  if (model.names.empty()) model.names = {std::filesystem::path(model.path).stem().string()};
+  model.created = std::time(nullptr);
+  return model;
+}
+
+std::string ApiKey() {
+  const std::string flag = absl::GetFlag(FLAGS_api_key);
+  const char* variable = std::getenv("PENSTOCK_API_KEY");
+  return !flag.empty() || variable == nullptr ? flag : variable;
+}
+
+// Tells health checks and the supervisor when readiness changes; returns at a stop signal.
+void WatchUntilSignal(const sigset_t& signals, const RouterService& service, GrpcServer* grpc) {
+  bool ready = false;
+  std::string reason;
+  while (true) {
+    const absl::Status now = service.Ready();
+    if (now.ok() != ready || Message(now) != reason) {
+      ready = now.ok();
+      reason = Message(now);
+      if (grpc != nullptr) grpc->SetServing(ready);
+      if (ready) {
+        spdlog::info("msg=\"ready\" model={}", service.model().names.front());
+        NotifySupervisor("READY=1\nSTATUS=ready");
+      } else {
+        NotifySupervisor("STATUS=" + reason);
+      }
+    }
+    const timespec wait = {.tv_sec = 0, .tv_nsec = 50'000'000};
+    if (sigtimedwait(&signals, nullptr, &wait) > 0) return;
+  }
+}
+
+void Drain(RouterService& service, EnginePool& engines, HttpServer& http, GrpcServer* grpc) {
+  const auto now = std::chrono::steady_clock::now();
+  const auto deadline = now + std::chrono::seconds(absl::GetFlag(FLAGS_drain_timeout_s));
+  spdlog::info("msg=\"draining\" timeout_s={}", absl::GetFlag(FLAGS_drain_timeout_s));
+  NotifySupervisor("STOPPING=1");
+  service.StartDraining();
+  if (grpc != nullptr) grpc->SetServing(false);
+  if (!service.WaitUntilIdle(deadline)) {
+    spdlog::warn("msg=\"streams are cut off\" reason=\"the drain timeout has passed\"");
+  }
+  engines.Stop(Unavailable("the server ends"));
+  // Last bytes to clients that read.
+  http.Stop(std::chrono::steady_clock::now() + std::chrono::seconds(2));
+  if (grpc != nullptr) grpc->Stop(std::chrono::system_clock::now() + std::chrono::seconds(2));
+}
+
+absl::Status Run(const sigset_t& signals) {
+  ASSIGN_OR_RETURN(const ServedModel model, LoadModel());
+  Metrics metrics(model.names.front());
+  LinkOptions link;
+  link.router_id = fmt::format("router-{:016x}", RandomU64());
+  link.timeout_ms = absl::GetFlag(FLAGS_engine_timeout_s) * 1000;
+  ASSIGN_OR_RETURN(const std::unique_ptr<EnginePool> engines,
+                   EnginePool::Connect(absl::GetFlag(FLAGS_engine), link));
+  WorkerPool workers(std::max(1, absl::GetFlag(FLAGS_workers)), kMaxQueuedTasks);
+  RouterService service(model, *engines, metrics, workers);
+  const std::string api_key = ApiKey();
+  const int max_body_bytes = std::clamp(absl::GetFlag(FLAGS_max_body_mb), 1, 1024) << 20;
+  Routes routes(service, api_key);
+  HttpOptions http_options{.host = absl::GetFlag(FLAGS_host),
+                           .port = absl::GetFlag(FLAGS_port),
+                           .num_threads = std::max(1, absl::GetFlag(FLAGS_threads)),
+                           .limits = {}};
+  http_options.limits.max_body_bytes = static_cast<size_t>(max_body_bytes);
+  ASSIGN_OR_RETURN(const std::unique_ptr<HttpServer> http, HttpServer::Start(routes, http_options));
+  std::unique_ptr<GrpcServer> grpc;
+  if (absl::GetFlag(FLAGS_grpc_port) != 0) {
+    ASSIGN_OR_RETURN(
+        grpc, GrpcServer::Start(
+                  service, {.host = absl::GetFlag(FLAGS_host),
+                            .port = absl::GetFlag(FLAGS_grpc_port),
+                            .api_key = api_key,
+                            .max_body_bytes = max_body_bytes,
+                            .message_per_token = absl::GetFlag(FLAGS_grpc_message_per_token)}));
+  }
+  spdlog::info("msg=\"listening\" http={}:{} grpc_port={} model={} router_id={}", http_options.host,
+               http->port(), absl::GetFlag(FLAGS_grpc_port), model.names.front(), link.router_id);
+  WatchUntilSignal(signals, service, grpc.get());
+  Drain(service, *engines, *http, grpc.get());
+  workers.Stop();
+  return absl::OkStatus();
+}
+
+int Main(int argc, char** argv) {
+  absl::SetProgramUsageMessage("The router: gRPC and HTTP in, engines behind it.");
+  std::vector<std::string> args = Normalised(argc, argv);
+  std::vector<char*> pointers;
+  for (std::string& arg : args) pointers.push_back(arg.data());
+  absl::ParseCommandLine(static_cast<int>(pointers.size()), pointers.data());
+  InitLogging("router");
+  if (absl::GetFlag(FLAGS_die_with_parent)) {
+    const pid_t parent = getppid();
+    prctl(PR_SET_PDEATHSIG, SIGTERM);
+    if (getppid() != parent || parent == 1) return 0;  // it died before the line above
+  }
+  // Every thread inherits the mask, so that Run alone gets the signals, by waiting for them.
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGTERM);
+  sigaddset(&signals, SIGINT);
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  signal(SIGPIPE, SIG_IGN);
+  const absl::Status status = Run(signals);
+  if (!status.ok()) {
+    spdlog::error("msg=\"router cannot start\" reason=\"{}\"", Message(status));
+    return kExitBadInput;
+  }
+  spdlog::info("msg=\"router ended\"");
+  return 0;
+}
+
+}  // namespace
+}  // namespace penstock::router
+
+int main(int argc, char** argv) { return penstock::router::Main(argc, argv); }

@@ -1,0 +1,70 @@
+// Checks what a client asked for, once for both APIs. Pure.
+//
+// Errors are INVALID_ARGUMENT (NOT_FOUND for the model) and name the field, its value and what is
+// allowed; FieldOf gives the field by itself.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "common/status.h"
+#include "proto/wire.pb.h"
+#include "router/request/fields.h"
+
+namespace penstock::router {
+
+constexpr int kMaxStopStrings = 16;
+constexpr int kMaxStopLength = 1024;  // bytes of a stop string
+constexpr int kMaxStopIds = 128;
+constexpr int kMaxLogprobs = 20;
+constexpr int kMaxBiases = 1024;
+constexpr int kMaxMessages = 4096;
+constexpr int kMaxRequestIdLength = 256;
+
+// What the served model allows.
+struct ModelLimits {
+  std::vector<std::string> names;  // that it is served under, at least one
+  int32_t vocab_size = 0;
+  int32_t max_model_len = 0;  // prompt and output together
+};
+
+// A sound request. `sampling` lacks what depends on the prompt's length (FitToContext) and on the
+// model's end tokens.
+struct GenerationRequest {
+  std::string model;  // the name it was asked for by
+  std::string request_id;
+  Prompt prompt;  // never NoPrompt
+  wire::Sampling sampling;
+  bool has_seed = false;  // else one has to be drawn
+  std::vector<std::string> stop;
+  bool ignore_eos = false;
+  bool include_stop = false;
+  bool skip_special_tokens = true;
+  std::optional<bool> add_special_tokens;
+  bool add_generation_prompt = true;
+  bool echo = false;
+  bool return_text = true;
+  bool return_token_ids = false;
+  int32_t priority = 0;
+  std::string tenant;
+  std::string cache_salt;
+};
+
+absl::StatusOr<GenerationRequest> Validate(RequestFields fields, const ModelLimits& limits);
+
+// The name under which the model was asked for: the first served one if `name` is empty. NOT_FOUND
+// if it isn't served.
+absl::StatusOr<std::string> CheckModel(const std::string& name, const ModelLimits& limits);
+
+// Checks the prompt's length in tokens against the context and settles sampling.max_tokens: what
+// was asked for must fit, by default it is what the context still holds.
+absl::Status FitToContext(int64_t prompt_len, const ModelLimits& limits,
+                          GenerationRequest* request);
+
+// INVALID_ARGUMENT that carries the name of the field it is about.
+absl::Status FieldError(const std::string& field, const std::string& message);
+// The field a status is about; empty if it names none.
+std::string FieldOf(const absl::Status& status);
+
+}  // namespace penstock::router

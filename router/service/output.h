@@ -1,0 +1,48 @@
+// What a generation has to say, in the terms both APIs share.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "common/status.h"
+
+namespace penstock::router {
+
+struct TokenLogprob {
+  int32_t id;
+  float logprob;
+  int32_t rank;  // 1: the most likely
+  std::vector<std::pair<int32_t, float>> top;
+};
+
+enum class Finish { kNone, kStop, kLength };
+
+// What came since the last one was taken. An ended generation's last output has either `finish` or
+// `failure`.
+struct Output {
+  std::string text;
+  std::vector<int32_t> ids;
+  std::vector<TokenLogprob> logprobs;         // of ids, if asked for
+  std::vector<TokenLogprob> prompt_logprobs;  // of prompt ids 1, 2, ...; in the first, if asked for
+  Finish finish = Finish::kNone;
+  std::string stop_string;     // that ended it; empty if none did
+  int32_t stop_token_id = -1;  // the user's stop id that ended it; -1 if none did
+  absl::Status failure;
+  // As of this output.
+  int32_t completion_tokens = 0;
+  int32_t cached_tokens = 0;
+
+  bool ended() const { return finish != Finish::kNone || !failure.ok(); }
+};
+
+// Told when there is output to take.
+class OutputListener {
+ public:
+  virtual ~OutputListener() = default;
+  // On an engine's receive thread: must not block. Take may be called here or later, elsewhere.
+  virtual void OnOutputReady() = 0;
+};
+
+}  // namespace penstock::router

@@ -1,0 +1,137 @@
+#include "router/service/service.h"
+
+#include <utility>
+
+#include "router/tokenizer/utf8.h"
+
+namespace penstock::router {
+
+std::string MakeRequestId(const std::string& prefix) {
+  return fmt::format("{}-{:016x}{:016x}", prefix, RandomU64(), RandomU64());
+}
+
+RouterService::RouterService(const ServedModel& model, EnginePool& engines, Metrics& metrics,
+                             WorkerPool& workers)
+    : model_(model), engines_(engines), metrics_(metrics), workers_(workers) {}
+
+ModelLimits RouterService::limits() const {
+  const int32_t loaded = static_cast<int32_t>(engines_.max_model_len());
+  return {.names = model_.names,
+          .vocab_size = model_.tokenizer->vocab_size(),
+          .max_model_len = loaded != 0 ? loaded : model_.context_length};
+}
+
+absl::StatusOr<std::shared_ptr<Generation>> RouterService::Prepare(
+    RequestFields fields, std::weak_ptr<OutputListener> listener, Delivery delivery) {
+  const ModelLimits limits = this->limits();
+  ASSIGN_OR_RETURN(GenerationRequest request, Validate(std::move(fields), limits));
+  RETURN_IF_ERROR(Ready());
+  ASSIGN_OR_RETURN(std::vector<int32_t> ids, PromptIds(request));
+  RETURN_IF_ERROR(FitToContext(static_cast<int64_t>(ids.size()), limits, &request));
+  if (!request.ignore_eos) {
+    for (const int32_t id : model_.tokenizer->eos_ids()) request.sampling.add_stop_ids(id);
+  }
+  if (request.request_id.empty()) request.request_id = MakeRequestId("req");
+  return std::make_shared<Generation>(std::move(request), std::move(ids), *model_.tokenizer,
+                                      metrics_, std::move(listener), delivery);
+}
+
+void RouterService::Submit(const std::shared_ptr<Generation>& generation) {
+  const GenerationRequest& request = generation->request();
+  {
+    std::lock_guard lock(mutex_);
+    ++num_open_;
+  }
+  metrics_.open_streams.Increment();
+  metrics_.prompt_tokens.Increment(generation->prompt_tokens());
+  generation->Opened([this] {
+    metrics_.open_streams.Decrement();
+    std::lock_guard lock(mutex_);
+    if (--num_open_ == 0) idle_.notify_all();
+  });
+  wire::Submit submit;
+  submit.set_request_id(request.request_id);
+  submit.mutable_ids()->Assign(generation->prompt_ids().begin(), generation->prompt_ids().end());
+  submit.set_prompt_len(generation->prompt_tokens());
+  *submit.mutable_sampling() = request.sampling;
+  submit.set_priority(request.priority);
+  submit.set_tenant(request.tenant);
+  submit.set_cache_salt(request.cache_salt);
+  const absl::StatusOr<uint64_t> id =
+      engines_.Submit(std::move(submit), !request.has_seed, generation);
+  if (!id.ok()) {
+    generation->OnFailure(id.status());
+    generation->Flush();
+    return;
+  }
+  generation->SetCanceller([this, id = *id] { engines_.Cancel(id); });
+}
+
+absl::StatusOr<std::vector<int32_t>> RouterService::PromptIds(
+    const GenerationRequest& request) const {
+  if (const auto* text = std::get_if<std::string>(&request.prompt)) {
+    return Tokenize(*text, request.add_special_tokens);
+  }
+  if (const auto* messages = std::get_if<ChatPrompt>(&request.prompt)) {
+    return TokenizeChat(*messages, request.add_generation_prompt);
+  }
+  const auto& ids = std::get<TokenPrompt>(request.prompt);
+  return std::vector<int32_t>(ids.begin(), ids.end());
+}
+
+absl::StatusOr<std::vector<int32_t>> RouterService::Tokenize(
+    const std::string& text, std::optional<bool> add_special_tokens) const {
+  if (!IsValidUtf8(text)) return FieldError("prompt", "prompt is not valid UTF-8");
+  std::vector<int32_t> ids;
+  const Tokenizer& tokenizer = *model_.tokenizer;
+  const bool add_bos = add_special_tokens.value_or(true) && tokenizer.add_bos();
+  if (add_bos && tokenizer.bos_id() >= 0) ids.push_back(tokenizer.bos_id());
+  const std::vector<int32_t> more = tokenizer.Encode(text, /*parse_special=*/true);
+  ids.insert(ids.end(), more.begin(), more.end());
+  return ids;
+}
+
+absl::StatusOr<std::vector<int32_t>> RouterService::TokenizeChat(const ChatPrompt& messages,
+                                                                 bool add_generation_prompt) const {
+  if (model_.chat_template == nullptr) {
+    return FailedPrecondition("the model {} has no chat template: use completions instead",
+                              model_.names.front());
+  }
+  ChatTemplate::Json turns = ChatTemplate::Json::array();
+  for (const ChatTurn& turn : messages) {
+    if (!IsValidUtf8(turn.role) || !IsValidUtf8(turn.content)) {
+      return FieldError("messages", "messages has text that is not valid UTF-8");
+    }
+    turns.push_back({{"role", turn.role}, {"content", turn.content}});
+  }
+  ASSIGN_OR_RETURN(const std::string text,
+                   model_.chat_template->Render(turns, nullptr, add_generation_prompt, nullptr));
+  return model_.tokenizer->Encode(text, /*parse_special=*/true);
+}
+
+absl::StatusOr<std::string> RouterService::Detokenize(const std::vector<int64_t>& ids) const {
+  std::vector<int32_t> tokens;
+  const int32_t size = model_.tokenizer->vocab_size();
+  for (const int64_t id : ids) {
+    if (id < 0 || id >= size) {
+      return FieldError("tokens",
+                        fmt::format("tokens has id {}: the model's ids are 0 to {}", id, size - 1));
+    }
+    tokens.push_back(static_cast<int32_t>(id));
+  }
+  return model_.tokenizer->Decode(tokens, /*skip_special=*/false);
+}
+
+absl::Status RouterService::Ready() const {
+  if (draining_) return Unavailable("this server drains: send the request to another one");
+  return engines_.Ready();
+}
+
+void RouterService::StartDraining() { draining_ = true; }
+
+bool RouterService::WaitUntilIdle(std::chrono::steady_clock::time_point deadline) {
+  std::unique_lock lock(mutex_);
+  return idle_.wait_until(lock, deadline, [this] { return num_open_ == 0; });
+}
+
+}  // namespace penstock::router
