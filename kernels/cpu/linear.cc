@@ -123,8 +123,11 @@ absl::Status Context::ReserveScratch(int32_t max_tokens, int32_t max_width) {
     return absl::InvalidArgumentError(
         fmt::format("scratch for {} tokens of width {}", max_tokens, max_width));
   }
-  multiplier_.Reserve(max_tokens, max_width);
-  return absl::OkStatus();
+  if (multiplier_.Reserve(max_tokens, max_width)) return absl::OkStatus();
+  return absl::ResourceExhaustedError(fmt::format(
+      "no memory for the scratch of products of {} tokens by {} columns: free memory, or lower the "
+      "tokens of a step",
+      max_tokens, max_width));
 }
 
 absl::StatusOr<PackedRows> Context::Pack(const WeightSegment& segment, WeightUse use) {

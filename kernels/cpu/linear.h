@@ -1,19 +1,17 @@
 // Weights packed for the CPU and products with them.
 //
 // Two modes, fixed when a context is made:
-//  - kFast: quantised weights stay quantised and activations are quantised to int8, a block of 32
-//  at a time, as ggml
-//    does. F16, BF16 and F32 weights are multiplied as bfloat16 (but for tied embeddings, which
-//    stay exact).
+//  - kFast: quantised weights stay quantised, and activations are quantised to int8, a block of 32
+//    at a time, as ggml does. F16, BF16 and F32 weights are multiplied as bfloat16 (F16 and F32
+//    ones that are embeddings too stay exact).
 //  - kFloat32: weights are widened to float32.
 // In both, out[t][n] is one fixed sequence of operations on row n and token t, so a token's bits
-// depend neither on the batch, the threads nor the other rows. With S segments each segment is such
-// a sequence over its own columns: a rank that holds only those gets the same bits. They may differ
-// between kinds of CPU. (The one exception: kFast with F16, BF16 or F32 weights, where batches of
-// kOneDnnTokens or more go to oneDNN.)
+// depend neither on its batch, the threads nor the other rows. With S segments each segment is such
+// a sequence over its own columns: a rank that holds only those gets the same bits. Bits may differ
+// between kinds of CPU.
 //
 // One thread calls; work is spread over a pool of `threads`, that one included. Nothing is
-// allocated after ReserveScratch, but for oneDNN's primitives at a shape's first use.
+// allocated after ReserveScratch.
 #pragma once
 
 #include <cstdint>

@@ -30,13 +30,15 @@ size_t PreparedBytes(int64_t tokens, int64_t cols) {
 Multiplier::Multiplier(int threads, const LinearKernels& kernels)
     : kernels_(kernels), pool_(threads), prepared_(std::make_unique<Prepared[]>(threads)) {}
 
-void Multiplier::Reserve(int64_t max_tokens, int64_t max_cols) {
+bool Multiplier::Reserve(int64_t max_tokens, int64_t max_cols) {
   max_tokens_ = max_tokens;
   max_cols_ = max_cols;
   shared_bytes_ = PreparedBytes(std::min(max_tokens, kChunkTokens), max_cols);
   private_bytes_ = PreparedBytes(kPrivateTokens, max_cols);
   const size_t bytes = shared_bytes_ + private_bytes_ * static_cast<size_t>(pool_.threads());
-  scratch_.reset(static_cast<std::byte*>(::operator new[](bytes, std::align_val_t{64})));
+  scratch_.reset(
+      static_cast<std::byte*>(::operator new[](bytes, std::align_val_t{64}, std::nothrow)));
+  return scratch_ != nullptr;
 }
 
 void Multiplier::Multiply(std::span<const PackedRows> parts, const Product& p) {

@@ -1,12 +1,11 @@
 // How fast the CPU's linear products are: each shape of SmolLM2-135M over batch sizes, with the
-// copies of all 30 layers taken in turn so that weights come from memory as they do in a step, and
-// all the products of a whole step.
+// copies of all 30 layers taken in turn so that weights come from memory as they do in a step, all
+// the products of a whole step, and oneDNN beside them.
 //
-//   linear_bench [--threads=N] [--benchmark_filter=REGEX] [other Google Benchmark flags,
-//   --benchmark_format=json]
+//   linear_bench [--threads=N] [--benchmark_filter=REGEX] [other Google Benchmark flags]
 //
-// Names: shape/FORMAT/kernels/N/K/M. On a shared machine run with --benchmark_repetitions and read
-// the minimum.
+// Names: product/FORMAT/kernels/M:tokens. The counters best_us and best_GFLOP/s are of the fastest
+// iteration, which other work on the machine disturbs least.
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
@@ -24,6 +23,7 @@
 #include "kernels/cpu/dequantize.h"
 #include "kernels/cpu/linear.h"
 #include "kernels/cpu/linear_kernels.h"
+#include "tools/bench/kernels/onednn_peer.h"
 
 namespace penstock::kernels::cpu {
 namespace {
@@ -123,6 +123,22 @@ void BenchStep(benchmark::State& state, Mode mode, LinearKernels kernels, Weight
   });
 }
 
+// oneDNN's product of the same size, with bfloat16 weights.
+void BenchPeer(benchmark::State& state, Shape shape, int32_t m) {
+  const int copies = shape.rows == kHead.rows ? 2 : kLayers;
+  const auto peer = bench::MakeOneDnnMatmul(shape.rows, shape.cols, m, copies, g_threads);
+  RunSteps(state, static_cast<double>(shape.rows) * shape.cols * m, [&] { peer->Multiply(); });
+}
+
+void RegisterPeer() {
+  for (const int32_t m : {1, 8, 16, 32, 128, 512}) {
+    for (const Shape& shape : kLayer) {
+      const std::string name = std::string(shape.name) + "/BF16/onednn/M:" + std::to_string(m);
+      benchmark::RegisterBenchmark(name.c_str(), BenchPeer, shape, m)->UseRealTime();
+    }
+  }
+}
+
 void RegisterAll() {
   for (const LinearKernels& kernels : AvailableKernels()) {
     const bool best = &kernels == &AvailableKernels().back();
@@ -177,6 +193,7 @@ int main(int argc, char** argv) {
   argc = static_cast<int>(std::remove_if(argv + 1, argv + argc, is_threads) - argv);
   argv[argc] = nullptr;
   cpu::RegisterAll();
+  cpu::RegisterPeer();
   benchmark::Initialize(&argc, argv);
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 2;
   benchmark::RunSpecifiedBenchmarks();
