@@ -92,6 +92,7 @@ void RunGrpc(const Options& options, Totals& totals) {
   request.mutable_sampling()->set_ignore_eos(true);
   std::vector<GrpcStream> streams(options.streams);
   auto start = [&](GrpcStream& stream) {
+    stream.reader.reset();  // lives in memory of its context's call
     stream.context = std::make_unique<grpc::ClientContext>();
     stream.state = GrpcStream::kStarting;
     stream.clock.Start();
