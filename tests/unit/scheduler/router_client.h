@@ -56,6 +56,8 @@ class RouterClient {
   uint64_t num_messages = 0;
   bool drop_deltas = false;    // as if the wire had lost them
   bool answer_unknown = true;  // submit again what the scheduler does not know
+  bool check_ids = true;       // false: count ends only, as cheaply as can be (benchmarks)
+  size_t num_ended = 0;
   bool send_leases = true;
   int lease_ms = net::kLeaseMs;
 
