@@ -120,21 +120,26 @@ Matrix HeadOf(const Shape& shape, const Request& request, int head, bool rotate)
   return m;
 }
 
+// Of the tokens from `first` on.
 void ExpectMatchesReference(const Shape& shape, const Request& request,
-                            const std::vector<float>& out) {
+                            const std::vector<float>& out, int64_t first = 0) {
   const double tolerance =
       shape.dtype == DType::kF32 ? 2e-5 : (shape.dtype == DType::kF16 ? 3e-3 : 2.5e-2);
   const int group = shape.heads / shape.kv_heads;
   for (int h = 0; h < shape.heads; ++h) {
     const int g = h / group;
-    const Matrix expected = reference::Attention(
-        HeadOf(shape, request, h, true), HeadOf(shape, request, shape.heads + g, true),
-        HeadOf(shape, request, shape.heads + shape.kv_heads + g, false),
-        1 / std::sqrt(shape.head_size));
+    Matrix q = HeadOf(shape, request, h, true);
+    q.values.erase(q.values.begin(), q.values.begin() + first * q.cols);
+    q.rows -= first;
+    const Matrix expected =
+        reference::Attention(q, HeadOf(shape, request, shape.heads + g, true),
+                             HeadOf(shape, request, shape.heads + shape.kv_heads + g, false),
+                             1 / std::sqrt(shape.head_size));
     for (int64_t t = 0; t < expected.rows; ++t) {
       for (int e = 0; e < shape.head_size; ++e) {
-        ASSERT_NEAR(out[(t * shape.heads + h) * shape.head_size + e], expected.at(t, e), tolerance)
-            << "token " << t << " head " << h << " element " << e;
+        ASSERT_NEAR(out[((first + t) * shape.heads + h) * shape.head_size + e], expected.at(t, e),
+                    tolerance)
+            << "token " << first + t << " head " << h << " element " << e;
       }
     }
   }
@@ -205,7 +210,7 @@ TEST_P(AttentionTest, MatchesReferenceInLongContext) {
   const std::vector<Request> requests = {MakeRequest(shape, 2000)};
   const auto results =
       RunSteps(GetParam(), shape, requests, {{{0, 0, 1999}}, {{0, 1999, 1}}}, &random_);
-  ExpectMatchesReference(shape, requests[0], results[0]);
+  ExpectMatchesReference(shape, requests[0], results[0], 1900);
 }
 
 // The rule that the float32 mode rests on.
