@@ -86,9 +86,11 @@ void Tile(const QuantTile& p) {
   for (int t = 0; t < p.num_tokens; ++t) TileRow<Layout>(p, t);
 }
 
-// The 8 values at `x` rounded to int8 range after a multiplication.
+// The 8 values at `x` times `factor` as integers; zeros if that is zero, whatever x is.
 __m256i Scaled(const float* x, __m256 factor) {
-  return _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x), factor));
+  const __m256i q = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x), factor));
+  return _mm256_andnot_si256(
+      _mm256_castps_si256(_mm256_cmp_ps(factor, _mm256_setzero_ps(), _CMP_EQ_OQ)), q);
 }
 
 int32_t SumLanes(__m256i v) {
