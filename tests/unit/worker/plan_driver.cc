@@ -108,7 +108,7 @@ uint64_t PlanDriver::ToArena(const std::vector<T>& values) {
   const uint64_t at = arena_used_;
   const uint64_t bytes = values.size() * sizeof(T);
   CHECK(at + bytes <= segment_->arena().size());
-  std::memcpy(segment_->arena().data() + at, values.data(), bytes);
+  if (bytes > 0) std::memcpy(segment_->arena().data() + at, values.data(), bytes);
   arena_used_ += (bytes + 7) & ~uint64_t{7};
   return at;
 }
@@ -204,7 +204,9 @@ absl::StatusOr<StepResult> PlanDriver::Result(int rank, int64_t timeout_ms) {
         std::memcpy(&row.row, at, sizeof(row.row));
         at += sizeof(row.row);
         row.top.resize(row.row.num_top);
-        std::memcpy(row.top.data(), at, row.top.size() * sizeof(shm::ResultTop));
+        if (row.row.num_top > 0) {
+          std::memcpy(row.top.data(), at, row.top.size() * sizeof(shm::ResultTop));
+        }
         at += row.top.size() * sizeof(shm::ResultTop);
       }
       CHECK(at == record + result.header.bytes);
