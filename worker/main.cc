@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstdlib>
 #include <string>
 #include <vector>
 
@@ -48,16 +47,6 @@ void HandleSignals() {
   sigaction(SIGINT, &action, nullptr);
 }
 
-// OpenMP's threads spin for milliseconds between parallel loops unless told otherwise before the
-// process starts: with a scheduler, a router and other ranks on the same cores that makes a step
-// forty times slower. So start anew with the setting, unless the user has made one.
-void LetIdleThreadsSleep(char** argv) {
-  if (getenv("OMP_WAIT_POLICY") != nullptr || getenv("GOMP_SPINCOUNT") != nullptr) return;
-  setenv("OMP_WAIT_POLICY", "passive", 0);
-  execv("/proc/self/exe", argv);
-  // Where /proc is not mounted: slower on busy cores, but right.
-}
-
 // --max-model-len=1 -> --max_model_len=1.
 std::vector<std::string> WithUnderscores(int argc, char** argv) {
   std::vector<std::string> args(argv, argv + argc);
@@ -90,7 +79,6 @@ penstock::worker::WorkerOptions OptionsFromFlags() {
 }  // namespace
 
 int main(int argc, char** argv) {
-  LetIdleThreadsSleep(argv);
   absl::SetProgramUsageMessage("One rank of a Penstock engine; see --help=worker/main.");
   std::vector<std::string> args = WithUnderscores(argc, argv);
   std::vector<char*> pointers;
