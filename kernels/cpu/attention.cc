@@ -54,7 +54,7 @@ absl::Status Attention(const Cpu& cpu, const AttentionParams& p, std::span<Token
   const int heads_a_tile = std::min(group, kMaxTileQueries);
   const int parts = (group + heads_a_tile - 1) / heads_a_tile;
   const int num_ranges = CutRows(*p.batch, kMaxTileQueries / heads_a_tile, scratch);
-  const int64_t tiles_a_range = p.num_kv_heads * parts;
+  const int64_t tiles_a_range = int64_t{p.num_kv_heads} * parts;
   int64_t positions = 0;
   for (int r = 0; r < p.batch->num_rows; ++r) {
     const int64_t tokens = p.batch->token_begin[r + 1] - p.batch->token_begin[r];

@@ -1,6 +1,17 @@
 #include "kernels/cpu/isa.h"
 
+#include <cpuid.h>
+
 namespace penstock::kernels::cpu {
+namespace {
+
+// __builtin_cpu_supports doesn't know this one in every compiler.
+bool HasF16c() {
+  unsigned a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+}
+
+}  // namespace
 
 std::string_view IsaName(Isa isa) {
   switch (isa) {
@@ -16,9 +27,8 @@ std::string_view IsaName(Isa isa) {
 
 std::vector<Isa> AvailableIsas() {
   std::vector<Isa> isas = {Isa::kSse2};
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                    __builtin_cpu_supports("f16c") && __builtin_cpu_supports("bmi") &&
-                    __builtin_cpu_supports("bmi2");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && HasF16c() &&
+                    __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
   if (!avx2) return isas;
   isas.push_back(Isa::kAvx2);
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&

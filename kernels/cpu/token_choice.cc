@@ -50,12 +50,12 @@ void TokenChoice::KeepTopK(const Kernels& kernels, std::span<const float> logits
                            int32_t k) {
   const auto n = static_cast<int64_t>(logits.size());
   // A few passes of counting find a bound with not many more than k above it.
-  float bound = -std::numeric_limits<float>::infinity();
-  for (float gap = 2; gap < 1e4f; gap *= 1.5f) {
-    if (kernels.count_above(logits.data(), n, most - gap, nullptr) >= k) {
-      bound = most - gap;
-      break;
-    }
+  constexpr int kPasses = 16;
+  float bound = most - 2;
+  float gap = 2;
+  for (int i = 0; i < kPasses && kernels.count_above(logits.data(), n, bound, nullptr) < k; ++i) {
+    gap *= 1.5f;
+    bound = i + 1 < kPasses ? most - gap : -std::numeric_limits<float>::infinity();
   }
   kept_.clear();
   values_.clear();
