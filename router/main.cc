@@ -111,7 +111,7 @@ void WatchUntilSignal(const sigset_t& signals, const RouterService& service, Grp
       if (grpc != nullptr) grpc->SetServing(ready);
       if (ready) {
         spdlog::info("msg=\"ready\" model={}", service.model().names.front());
-        NotifySupervisor("READY=1\nSTATUS=ready");
+        NotifySupervisor("READY=1");
       } else {
         NotifySupervisor("STATUS=" + reason);
       }

@@ -298,13 +298,14 @@ void EngineLink::Tick(Clock::time_point now) {
 void EngineLink::SetUsable(bool usable, std::string reason) {
   std::lock_guard lock(mutex_);
   if (state_.usable == usable && state_.reason == reason) return;
-  state_.usable = usable;
+  const bool changed = std::exchange(state_.usable, usable) != usable;
   state_.reason = std::move(reason);
   if (usable) {
     spdlog::info("msg=\"engine ready\" engine={} epoch={} max_model_len={}", address_, state_.epoch,
                  state_.status.max_model_len());
-  } else {
-    spdlog::warn("msg=\"engine not usable\" engine={} reason=\"{}\"", address_, state_.reason);
+  } else {  // further reasons are progress: "loads weights, 40%"
+    spdlog::log(changed ? spdlog::level::warn : spdlog::level::debug,
+                "msg=\"engine not usable\" engine={} reason=\"{}\"", address_, state_.reason);
   }
 }
 

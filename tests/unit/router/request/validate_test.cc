@@ -1,0 +1,170 @@
+#include "router/request/validate.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <functional>
+#include <limits>
+#include <string>
+
+namespace penstock::router {
+namespace {
+
+using testing::HasSubstr;
+
+const ModelLimits kLimits = {.names = {"smol", "alias"}, .vocab_size = 100, .max_model_len = 64};
+
+RequestFields Sound() {
+  RequestFields fields;
+  fields.prompt = "Hello";
+  return fields;
+}
+
+TEST(Validate, FillsDefaults) {
+  const auto request = Validate(Sound(), kLimits);
+  ASSERT_TRUE(request.ok()) << request.status();
+  EXPECT_EQ(request->model, "smol");
+  EXPECT_EQ(request->sampling.temperature(), 1);
+  EXPECT_EQ(request->sampling.top_p(), 1);
+  EXPECT_EQ(request->sampling.top_k(), 0);
+  EXPECT_EQ(request->sampling.repetition_penalty(), 1);
+  EXPECT_EQ(request->sampling.num_top_logprobs(), -1);
+  EXPECT_EQ(request->sampling.num_prompt_logprobs(), -1);
+  EXPECT_FALSE(request->has_seed);
+  EXPECT_TRUE(request->return_text);
+}
+
+TEST(Validate, KeepsWhatIsGiven) {
+  RequestFields fields = Sound();
+  fields.model = "alias";
+  fields.temperature = 0;
+  fields.top_k = -1;
+  fields.seed = 42;
+  fields.max_tokens = 7;
+  fields.logprobs = 0;
+  fields.stop_token_ids = {5};
+  fields.logit_bias = {{3, -100}, {4, 100}};
+  const auto request = Validate(fields, kLimits);
+  ASSERT_TRUE(request.ok()) << request.status();
+  EXPECT_EQ(request->model, "alias");
+  EXPECT_EQ(request->sampling.temperature(), 0);
+  EXPECT_EQ(request->sampling.top_k(), 0);
+  EXPECT_EQ(request->sampling.seed(), 42u);
+  EXPECT_TRUE(request->has_seed);
+  EXPECT_EQ(request->sampling.max_tokens(), 7);
+  EXPECT_EQ(request->sampling.num_top_logprobs(), 0);
+  EXPECT_THAT(request->sampling.stop_ids(), testing::ElementsAre(5));
+  EXPECT_THAT(request->sampling.bias_ids(), testing::ElementsAre(3, 4));
+}
+
+TEST(Validate, UnknownModel) {
+  RequestFields fields = Sound();
+  fields.model = "gpt-5";
+  const absl::Status status = Validate(fields, kLimits).status();
+  EXPECT_TRUE(absl::IsNotFound(status));
+  EXPECT_EQ(FieldOf(status), "model");
+  EXPECT_THAT(Message(status), HasSubstr("\"smol\", \"alias\""));
+}
+
+struct BadCase {
+  std::string name;
+  std::string field;
+  std::string says;  // part of the message
+  std::function<void(RequestFields&)> spoil;
+};
+
+class BadFields : public testing::TestWithParam<BadCase> {};
+
+TEST_P(BadFields, IsRefusedByName) {
+  RequestFields fields = Sound();
+  GetParam().spoil(fields);
+  const absl::Status status = Validate(fields, kLimits).status();
+  EXPECT_TRUE(absl::IsInvalidArgument(status)) << status;
+  EXPECT_EQ(FieldOf(status), GetParam().field);
+  EXPECT_THAT(Message(status), HasSubstr(GetParam().says));
+}
+
+constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+constexpr double kInf = std::numeric_limits<double>::infinity();
+using F = RequestFields;
+
+INSTANTIATE_TEST_SUITE_P(
+    All, BadFields,
+    testing::Values(
+        BadCase{"TemperatureNan", "temperature", "nan", [](F& f) { f.temperature = kNan; }},
+        BadCase{"TemperatureNegative", "temperature", "-0.1", [](F& f) { f.temperature = -0.1; }},
+        BadCase{"TemperatureInfinite", "temperature", "inf", [](F& f) { f.temperature = kInf; }},
+        BadCase{"TopPZero", "top_p", "above 0", [](F& f) { f.top_p = 0; }},
+        BadCase{"TopPAboveOne", "top_p", "1.5", [](F& f) { f.top_p = 1.5; }},
+        BadCase{"MinPNegative", "min_p", "0 to 1", [](F& f) { f.min_p = -1; }},
+        BadCase{"TopKBelow", "top_k", "-2", [](F& f) { f.top_k = -2; }},
+        BadCase{"TopKHuge", "top_k", "3000000000", [](F& f) { f.top_k = 3'000'000'000; }},
+        BadCase{"Repetition", "repetition_penalty", "0", [](F& f) { f.repetition_penalty = 0; }},
+        BadCase{"Presence", "presence_penalty", "2.5", [](F& f) { f.presence_penalty = 2.5; }},
+        BadCase{"Frequency", "frequency_penalty", "nan", [](F& f) { f.frequency_penalty = kNan; }},
+        BadCase{"MaxTokensZero", "max_tokens", "max_tokens is 0", [](F& f) { f.max_tokens = 0; }},
+        BadCase{"MaxTokensNegative", "max_tokens", "-1", [](F& f) { f.max_tokens = -1; }},
+        BadCase{"MinTokens", "min_tokens", "-1", [](F& f) { f.min_tokens = -1; }},
+        BadCase{"MinAboveMax", "min_tokens", "more than max_tokens",
+                [](F& f) {
+                  f.min_tokens = 5;
+                  f.max_tokens = 4;
+                }},
+        BadCase{"NTwo", "n", "only 1", [](F& f) { f.n = 2; }},
+        BadCase{"Logprobs", "logprobs", "21", [](F& f) { f.logprobs = 21; }},
+        BadCase{"PromptLogprobs", "prompt_logprobs", "-1", [](F& f) { f.prompt_logprobs = -1; }},
+        BadCase{"StopEmpty", "stop", "empty", [](F& f) { f.stop = {""}; }},
+        BadCase{"StopMany", "stop", "17", [](F& f) { f.stop.assign(17, "x"); }},
+        BadCase{"StopLong", "stop", "1025", [](F& f) { f.stop = {std::string(1025, 'x')}; }},
+        BadCase{"StopId", "stop_token_ids", "100", [](F& f) { f.stop_token_ids = {100}; }},
+        BadCase{"BiasId", "logit_bias", "0 to 99",
+                [](F& f) {
+                  f.logit_bias = {{-1, 0}};
+                }},
+        BadCase{"BiasValue", "logit_bias", "101",
+                [](F& f) {
+                  f.logit_bias = {{1, 101}};
+                }},
+        BadCase{"PromptEmpty", "prompt", "empty", [](F& f) { f.prompt = ""; }},
+        BadCase{"PromptMissing", "prompt", "missing", [](F& f) { f.prompt = NoPrompt{}; }},
+        BadCase{"PromptNoIds", "prompt", "empty", [](F& f) { f.prompt = TokenPrompt{}; }},
+        BadCase{"PromptBadId", "prompt", "100",
+                [](F& f) {
+                  f.prompt = TokenPrompt{1, 100};
+                }},
+        BadCase{"NoMessages", "messages", "empty", [](F& f) { f.prompt = ChatPrompt{}; }},
+        BadCase{"EmptyRole", "messages", "role",
+                [](F& f) {
+                  f.prompt = ChatPrompt{{"", "x"}};
+                }}),
+    [](const auto& info) { return info.param.name; });
+
+TEST(FitToContext, SettlesMaxTokens) {
+  GenerationRequest request = *Validate(Sound(), kLimits);
+  ASSERT_TRUE(FitToContext(10, kLimits, &request).ok());
+  EXPECT_EQ(request.sampling.max_tokens(), 54);
+}
+
+TEST(FitToContext, PromptFillsTheContext) {
+  GenerationRequest request = *Validate(Sound(), kLimits);
+  EXPECT_TRUE(FitToContext(63, kLimits, &request).ok());
+  request = *Validate(Sound(), kLimits);
+  const absl::Status status = FitToContext(64, kLimits, &request);
+  EXPECT_TRUE(absl::IsInvalidArgument(status));
+  EXPECT_EQ(FieldOf(status), "prompt");
+  EXPECT_THAT(Message(status), HasSubstr("64 tokens"));
+}
+
+TEST(FitToContext, MaxTokensMustFit) {
+  RequestFields fields = Sound();
+  fields.max_tokens = 55;
+  GenerationRequest request = *Validate(fields, kLimits);
+  EXPECT_TRUE(FitToContext(9, kLimits, &request).ok());
+  const absl::Status status = FitToContext(10, kLimits, &request);
+  EXPECT_EQ(FieldOf(status), "max_tokens");
+  EXPECT_THAT(Message(status), HasSubstr("at most 54"));
+}
+
+}  // namespace
+}  // namespace penstock::router
