@@ -82,6 +82,7 @@ int main(int argc, char** argv) {
   absl::SetProgramUsageMessage("One rank of a Penstock engine; see --help=worker/main.");
   std::vector<std::string> args = WithUnderscores(argc, argv);
   std::vector<char*> pointers;
+  pointers.reserve(args.size());
   for (std::string& arg : args) pointers.push_back(arg.data());
   const std::vector<char*> rest =
       absl::ParseCommandLine(static_cast<int>(pointers.size()), pointers.data());

@@ -4,7 +4,7 @@
 
 #include <fmt/format.h>
 
-#include <cstring>
+#include <bit>
 #include <random>
 #include <string>
 #include <vector>
@@ -25,7 +25,7 @@ inline std::vector<float> PartOf(int rank, uint64_t seed, int64_t count) {
 inline absl::Status CheckBits(const std::vector<float>& got, const std::vector<float>& want,
                               const std::string& what) {
   for (size_t i = 0; i < got.size(); ++i) {
-    if (std::memcmp(&got[i], &want[i], sizeof(float)) != 0) {
+    if (std::bit_cast<uint32_t>(got[i]) != std::bit_cast<uint32_t>(want[i])) {
       return Internal("{}: element {} is {} instead of {}", what, i, got[i], want[i]);
     }
   }
@@ -95,7 +95,7 @@ inline shm::Geometry CollectiveGeometry(int num_ranks) {
   geometry.num_slots = 1;
   geometry.plan_ring_bytes = geometry.result_ring_bytes = 4096;
   geometry.arena_bytes = 4096;
-  geometry.collective_bytes = 2 * 1024 * sizeof(float);
+  geometry.collective_bytes = sizeof(float) * 2 * 1024;
   return geometry;
 }
 

@@ -44,6 +44,7 @@ TEST_P(CollectiveTest, EveryRankGetsTheSameBits) {
   const uint64_t seed = std::random_device()();
   SCOPED_TRACE(fmt::format("seed {}", seed));
   std::vector<pid_t> pids;
+  pids.reserve(GetParam());
   for (int rank = 0; rank < GetParam(); ++rank) {
     pids.push_back(Fork([&] { return RunCollectives(engine_, rank, seed, 3, 100); }));
   }

@@ -18,6 +18,7 @@ TEST(CollectiveThreadsTest, EveryRankGetsTheSameBits) {
   ASSERT_TRUE(segment.ok()) << segment.status();
   std::vector<absl::Status> statuses(kRanks);
   std::vector<std::thread> threads;
+  threads.reserve(kRanks);
   for (int rank = 0; rank < kRanks; ++rank) {
     threads.emplace_back(
         [&, rank] { statuses[rank] = RunCollectives(engine, rank, seed, 3, 100); });

@@ -156,6 +156,7 @@ INSTANTIATE_TEST_SUITE_P(Modes, ModelGoldenTest, testing::Values("float32", "aut
 
 std::vector<float> Logprobs(const std::vector<StepResult::Row>& rows) {
   std::vector<float> logprobs;
+  logprobs.reserve(rows.size());
   for (const StepResult::Row& row : rows) logprobs.push_back(row.row.logprob);
   return logprobs;
 }

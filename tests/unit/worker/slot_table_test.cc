@@ -36,7 +36,7 @@ class SlotTableTest : public testing::Test {
     std::span<const int32_t> known;
     return slots_.Bind({slot, 1}, request_, arena_, &known);
   }
-  void BindWithPages(uint32_t slot, std::vector<uint32_t> pages) {
+  void BindWithPages(uint32_t slot, const std::vector<uint32_t>& pages) {
     ASSERT_TRUE(Bind(slot).ok());
     for (const uint32_t page : pages) ASSERT_TRUE(slots_.Append({slot, page}).ok());
   }

@@ -95,8 +95,9 @@ TEST(SpecTest, RopeTableIsCosinesThenSines) {
   rope.freq_factor = {1, 4};
   const std::vector<float> table = RopeTable(rope, 3);
   ASSERT_EQ(table.size(), 12u);
-  for (int p = 0; p < 3; ++p) {
-    const double first = p * 0.5, second = p * 0.1 * 0.5 / 4;
+  for (size_t p = 0; p < 3; ++p) {
+    const double position = static_cast<double>(p);
+    const double first = position * 0.5, second = position * 0.1 * 0.5 / 4;
     EXPECT_FLOAT_EQ(table[4 * p], std::cos(first));
     EXPECT_FLOAT_EQ(table[4 * p + 1], std::cos(second));
     EXPECT_FLOAT_EQ(table[4 * p + 2], std::sin(first));

@@ -26,6 +26,7 @@ struct Case {
 DriverRequest MakeRequest(int prompt, int seed) {
   DriverRequest request;
   request.sampling = GreedySampling();
+  request.ids.reserve(prompt);
   for (int i = 0; i < prompt; ++i) request.ids.push_back(100 + (i * 7919 + seed * 131) % 20000);
   return request;
 }
@@ -49,6 +50,7 @@ absl::StatusOr<std::pair<double, double>> RunCase(PlanDriver* driver, const Case
   const double prefill = static_cast<double>(shm::MonotonicNs() - begin) * 1e-9;
   auto submit = [&](int step) {
     std::vector<shm::PlanRow> rows;
+    rows.reserve(slots.size());
     for (const uint32_t slot : slots) {
       rows.push_back({slot, static_cast<uint32_t>(c.prompt + step), 1, shm::kRowSample});
     }

@@ -107,6 +107,7 @@ void TinyModel::Add(const std::string& name, int rows, int cols, double scale) {
 
 void TinyModel::AddVector(const std::string& name, int size, double mean, double scale) {
   std::vector<double> row;
+  row.reserve(size);
   for (int i = 0; i < size; ++i) row.push_back(static_cast<float>(mean + Random() * scale));
   tensors[name] = {kF32, {static_cast<uint64_t>(size)}, FloatBytes(row)};
   values_[name] = {std::move(row)};
@@ -211,6 +212,7 @@ void TinyModel::Mlp(int layer, std::vector<double>* residual) const {
 
 std::vector<std::vector<double>> TinyModel::LogProbs(const std::vector<int32_t>& ids) const {
   std::vector<std::vector<double>> residual;
+  residual.reserve(ids.size());
   for (const int32_t id : ids) residual.push_back(values_.at("token_embd.weight")[id]);
   for (int layer = 0; layer < config_.layers; ++layer) {
     Attend(layer, &residual);

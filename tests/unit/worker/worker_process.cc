@@ -19,6 +19,7 @@ WorkerProcess WorkerProcess::Start(const std::string& engine_id, int rank,
                                    fmt::format("--rank={}", rank), "--die-with-parent"};
   args.insert(args.end(), flags.begin(), flags.end());
   std::vector<char*> argv;
+  argv.reserve(args.size() + 1);
   for (std::string& arg : args) argv.push_back(arg.data());
   argv.push_back(nullptr);
   const pid_t pid = fork();

@@ -158,6 +158,7 @@ TEST_F(WorkerTest, Float32IsTheSameInAnyBatchChunkingAndNumberOfRanks) {
       {.layers = 3, .heads = 4, .kv_heads = 4, .vocab = 96, .biases = true, .q8_0 = true});
   const std::string& path = model.WriteFile();
   std::vector<DriverRequest> requests;
+  requests.reserve(16);
   for (int i = 0; i < 16; ++i) {
     requests.push_back(RandomRequest(5 + 3 * i, 96, 100 + i, i % 2 == 0 ? 0.0f : 0.9f));
   }
