@@ -36,10 +36,13 @@ absl::StatusOr<std::unique_ptr<EngineLoop>> EngineLoop::Create(const EngineOptio
   geometry = WorkerLink::SizeRings(geometry, options.max_num_batched_tokens);
   ASSIGN_OR_RETURN(std::shared_ptr<shm::Segment> segment,
                    shm::Segment::CreateOrAdopt(options.engine_id, geometry));
-  ASSIGN_OR_RETURN(std::unique_ptr<RouterLink> routers,
-                   RouterLink::Start(options.listen, &segment->header().scheduler_event));
+  auto routers = RouterLink::Start(options.listen, &segment->header().scheduler_event);
+  if (!routers.ok()) {
+    if (!segment->adopted()) RETURN_IF_ERROR(shm::Segment::Remove(options.engine_id));
+    return routers.status();
+  }
   return std::unique_ptr<EngineLoop>(
-      new EngineLoop(options, metrics, std::move(segment), std::move(routers)));
+      new EngineLoop(options, metrics, std::move(segment), std::move(*routers)));
 }
 
 EngineLoop::EngineLoop(const EngineOptions& options, Metrics* metrics,

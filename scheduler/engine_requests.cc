@@ -44,8 +44,10 @@ void EngineLoop::HandleSubmit(Router& router, const wire::Submit& submit) {
   const bool has_outputs = submit.prompt_len() > 0 && submit.prompt_len() < submit.ids_size();
   const int num_outputs = has_outputs ? submit.ids_size() - submit.prompt_len() : 0;
   if (absl::Status status = Admissible(submit, num_outputs); !status.ok()) {
-    spdlog::info("msg=\"request refused\" request={} reason=\"{}\"", submit.request_id(),
-                 Message(status));
+    if (options_.log_requests) {
+      spdlog::info("msg=\"request refused\" request={} reason=\"{}\"", submit.request_id(),
+                   Message(status));
+    }
     AddError(router, submit.id(), num_outputs, status);
     return;
   }

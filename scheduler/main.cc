@@ -7,6 +7,7 @@
 #include <memory>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "absl/flags/flag.h"
 #include "absl/flags/parse.h"
@@ -34,6 +35,10 @@ ABSL_FLAG(int64_t, lease_timeout_ms, penstock::net::kLeaseTimeoutMs,
 
 namespace penstock::scheduler {
 namespace {
+
+// Asked for what cannot be had (a port in use, too little shared memory, bad flags): starting anew
+// does not help. The launcher knows it.
+constexpr int kExitBadInput = 2;
 
 EngineOptions OptionsFromFlags() {
   EngineOptions options;
@@ -116,11 +121,15 @@ void NormaliseFlags(int argc, char** argv) {
 int main(int argc, char** argv) {
   absl::SetProgramUsageMessage("schedules one engine; routers and workers connect to it");
   penstock::scheduler::NormaliseFlags(argc, argv);
-  absl::ParseCommandLine(argc, argv);
+  const std::vector<char*> rest = absl::ParseCommandLine(argc, argv);
   penstock::InitLogging("scheduler");
+  if (rest.size() > 1) {
+    spdlog::error("msg=\"unexpected argument\" argument=\"{}\"", rest[1]);
+    return penstock::scheduler::kExitBadInput;
+  }
   if (absl::Status status = penstock::scheduler::Main(); !status.ok()) {
     spdlog::error("msg=\"cannot serve\" reason=\"{}\"", penstock::Message(status));
-    return 1;
+    return absl::IsInternal(status) ? 1 : penstock::scheduler::kExitBadInput;
   }
   spdlog::shutdown();
   return 0;

@@ -53,10 +53,10 @@ Metrics Metrics::Make(prometheus::Registry& registry, const std::string& model_n
 }
 
 void Metrics::SetCacheConfig(uint32_t page_size, uint32_t num_pages) {
-  cache_config_info
-      ->Add({{"block_size", std::to_string(page_size)},
-             {"num_gpu_blocks", std::to_string(num_pages)}})
-      .Set(1);
+  if (cache_config != nullptr) cache_config_info->Remove(cache_config);
+  cache_config = &cache_config_info->Add(
+      {{"block_size", std::to_string(page_size)}, {"num_gpu_blocks", std::to_string(num_pages)}});
+  cache_config->Set(1);
 }
 
 }  // namespace penstock::scheduler

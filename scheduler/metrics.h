@@ -26,6 +26,7 @@ struct Metrics {
   prometheus::Histogram* step_seconds;                       // of the device
   prometheus::Histogram* plan_seconds;                       // to make a plan and publish it
   prometheus::Family<prometheus::Gauge>* cache_config_info;  // value 1, facts as labels
+  prometheus::Gauge* cache_config = nullptr;                 // the one there is
 
   // All registered with `registry`, which must outlive them.
   static Metrics Make(prometheus::Registry& registry, const std::string& model_name,

@@ -50,7 +50,7 @@ struct Request {
 
   RequestState state = RequestState::kWaiting;
   uint64_t order = 0;            // place in the waiting queue; kept through preemptions
-  uint64_t message = 0;          // number of the message that brought it
+  uint64_t message = 0;          // that brought it, or the last whose lease named it
   uint32_t lease_mark = 0;       // output ids there were at the router's last lease
   uint32_t num_preemptions = 0;  // deaths of ranks included
   uint32_t num_deaths = 0;       // deaths of ranks while it ran

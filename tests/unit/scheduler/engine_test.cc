@@ -2,11 +2,14 @@
 // that speaks the wire over sockets. The scheduler checks its accounts after every step.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <netinet/in.h>
 #include <signal.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cmath>
+#include <fstream>
 #include <map>
 #include <memory>
 #include <string>
@@ -21,6 +24,22 @@ namespace penstock::scheduler {
 namespace {
 
 using ::testing::HasSubstr;
+
+std::string HttpGet(int port, const std::string& path) {
+  const int fd = socket(AF_INET, SOCK_STREAM, 0);
+  sockaddr_in address = {};
+  address.sin_family = AF_INET;
+  address.sin_port = htons(static_cast<uint16_t>(port));
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  CHECK(connect(fd, reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0);
+  const std::string request = fmt::format("GET {} HTTP/1.0\r\n\r\n", path);
+  CHECK(write(fd, request.data(), request.size()) == static_cast<ssize_t>(request.size()));
+  std::string reply;
+  char buffer[4096];
+  for (ssize_t bytes; (bytes = read(fd, buffer, sizeof(buffer))) > 0;) reply.append(buffer, bytes);
+  close(fd);
+  return reply;
+}
 
 // The parameter, where there is one: the number of ranks.
 class EngineTest : public ::testing::TestWithParam<int> {
@@ -377,6 +396,104 @@ TEST_F(EngineTest, ASecondSignalEndsADrainAtOnce) {
   EXPECT_EQ(scheduler_.Wait(), 0);
   ASSERT_TRUE(client_->PumpUntil([this] { return client_->AllEnded(); }));
   EXPECT_EQ(client_->streams[1].error_code, static_cast<uint32_t>(absl::StatusCode::kUnavailable));
+}
+
+TEST_F(EngineTest, WhatCannotBeHadEndsTheSchedulerWithNothingLeftBehind) {
+  const std::string segment = shm::Segment::Path(engine_id_);
+  for (const std::vector<std::string>& flags :
+       std::vector<std::vector<std::string>>{{"--max-num-seqs=300", "--max-num-batched-tokens=200"},
+                                             {"--tensor-parallel-size=0"},
+                                             {"--arena-mb=1000000000"},
+                                             {"--listen=udp://x"},
+                                             {"--listen=tcp://127.0.0.1:x"},
+                                             {"stray"}}) {
+    ChildProcess scheduler = StartScheduler(engine_id_, address_, flags);
+    EXPECT_EQ(scheduler.Wait(), 2) << flags[0];
+    EXPECT_NE(access(segment.c_str(), F_OK), 0);
+  }
+}
+
+TEST_F(EngineTest, AnAddressInUseEndsTheSchedulerWithNothingLeftBehind) {
+  zmq::socket_t taken(context_, zmq::socket_type::pull);
+  taken.bind("tcp://127.0.0.1:*");
+  const std::string address = taken.get(zmq::sockopt::last_endpoint);
+  ChildProcess scheduler = StartScheduler(engine_id_, address);
+  EXPECT_EQ(scheduler.Wait(), 2);
+  EXPECT_NE(access(shm::Segment::Path(engine_id_).c_str(), F_OK), 0);
+}
+
+TEST_F(EngineTest, ASecondSchedulerOfTheSameEngineIsRefusedAndTheFirstServesOn) {
+  Start();
+  ChildProcess second = StartScheduler(engine_id_, address_ + ".other");
+  EXPECT_EQ(second.Wait(), 2);
+  client_->Submit(RouterClient::MakeSubmit(1, 10, 10));
+  ASSERT_TRUE(client_->PumpUntil([this] { return client_->AllEnded(); }));
+  ExpectWhole(client_->streams[1]);
+}
+
+TEST_F(EngineTest, ARouterOfAnotherWireVersionIsRefusedAndOthersAreServed) {
+  Start();
+  zmq::socket_t old(context_, zmq::socket_type::push);
+  old.connect(address_);
+  wire::ToScheduler message;
+  message.set_version(net::kWireVersion + 1);
+  message.set_router_id("old");
+  *message.add_submit() = RouterClient::MakeSubmit(1, 10, 10);
+  old.send(zmq::buffer(message.SerializeAsString()));
+  old.send(zmq::buffer(std::string("\xff\xff nonsense")));
+  client_->Submit(RouterClient::MakeSubmit(1, 10, 10));
+  ASSERT_TRUE(client_->PumpUntil([this] { return client_->AllEnded(); }));
+  ExpectWhole(client_->streams[1]);
+  ExpectAllFree();
+}
+
+TEST_F(EngineTest, AnIdleEngineTakesNoCpu) {
+  Start();
+  client_->Submit(RouterClient::MakeSubmit(1, 10, 10));
+  ASSERT_TRUE(client_->PumpUntil([this] { return client_->AllEnded(); }));
+  ExpectAllFree();
+  // Nothing happens but leases: the engine thread is not switched in for anything else.
+  auto switches = [this] {
+    std::ifstream status(fmt::format("/proc/{}/status", scheduler_.pid()));
+    std::string word;
+    long count = 0;
+    while (status >> word) {
+      if (word == "voluntary_ctxt_switches:") status >> count;
+    }
+    return count;
+  };
+  const long before = switches();
+  const uint64_t messages = client_->num_messages;
+  ASSERT_TRUE(client_->PumpUntil([&] { return client_->num_messages >= messages + 4; }));
+  EXPECT_LE(switches() - before, 20);  // four leases, each an awakening; no ticks
+}
+
+TEST_F(EngineTest, MetricsAreServed) {
+  zmq::socket_t probe(context_, zmq::socket_type::pull);
+  probe.bind("tcp://127.0.0.1:*");
+  const std::string endpoint = probe.get(zmq::sockopt::last_endpoint);
+  probe.close();
+  const std::string port = endpoint.substr(endpoint.rfind(':') + 1);
+  Start({"--metrics-port=" + port, "--model-name=tiny"});
+  client_->Submit(RouterClient::MakeSubmit(1, 10, 50));
+  ASSERT_TRUE(client_->PumpUntil([this] { return client_->AllEnded(); }));
+  ExpectAllFree();
+  const std::string text = HttpGet(std::stoi(port), "/metrics");
+  const std::string labels = fmt::format("{{engine=\"{}\",model_name=\"tiny\"}}", engine_id_);
+  for (const char* line :
+       {"vllm:num_requests_running{} 0\n", "vllm:num_requests_waiting{} 0\n",
+        "vllm:kv_cache_usage_perc{} 0\n", "vllm:prompt_tokens_total{} 10\n",
+        "vllm:generation_tokens_total{} 50\n", "vllm:num_preemptions_total{} 0\n",
+        "penstock_worker_restarts_total{} 0\n", "vllm:request_queue_time_seconds_count{} 1\n",
+        "penstock_device_idle_ratio{} "}) {
+    std::string expected = line;
+    expected.replace(expected.find("{}"), 2, labels);
+    EXPECT_THAT(text, HasSubstr(expected));
+  }
+  for (const char* name : {"vllm:iteration_tokens_total_count", "penstock_step_seconds_count",
+                           "penstock_plan_seconds_count", "num_gpu_blocks=\"4096\""}) {
+    EXPECT_THAT(text, HasSubstr(name));
+  }
 }
 
 // ---- Deaths ----
