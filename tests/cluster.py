@@ -38,13 +38,14 @@ class Cluster:
              "--engine-id", self.engine_id, "--check-invariants", *flags],
             stdout=subprocess.PIPE, stderr=log.open("ab"), text=True)
         try:
-            self.ready_lines = [self._line(timeout_s), self._line(timeout_s)]
+            # The ready line and a curl line, printed together.
+            self.ready_lines = [self._first_line(timeout_s), self.process.stdout.readline().strip()]
         except BaseException:
             self.process.kill()
             raise
         assert self.ready_lines[0].startswith("Ready"), self.log()
 
-    def _line(self, timeout_s):
+    def _first_line(self, timeout_s):
         with selectors.DefaultSelector() as selector:
             selector.register(self.process.stdout, selectors.EVENT_READ)
             assert selector.select(timeout_s), f"not ready within {timeout_s} s: {self.log()}"

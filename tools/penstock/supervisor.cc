@@ -151,7 +151,12 @@ void Supervisor::ReadNotifications() {
   char state[1024];
   ssize_t bytes;
   while ((bytes = recv(notify_fd_, state, sizeof(state), 0)) > 0) {
-    on_notify_(std::string_view(state, static_cast<size_t>(bytes)));
+    std::string_view rest(state, static_cast<size_t>(bytes));
+    while (!rest.empty()) {
+      const size_t line = std::min(rest.find('\n'), rest.size());
+      on_notify_(rest.substr(0, line));
+      rest.remove_prefix(std::min(line + 1, rest.size()));
+    }
   }
 }
 

@@ -33,7 +33,8 @@ struct GroupSpec {
 class Supervisor {
  public:
   // Groups start together and are ended in the order given, each once the one before is gone.
-  // `on_notify(state)` is called with what the processes say by NotifySupervisor (common/notify.h).
+  // `on_notify(line)` is called with each line the processes say by NotifySupervisor
+  // (common/notify.h).
   Supervisor(std::vector<GroupSpec> groups, int drain_timeout_s,
              std::function<void(std::string_view)> on_notify);
   ~Supervisor();
