@@ -255,6 +255,21 @@ void EngineLink::Resubmit(const wire::Status& status) {
   }
 }
 
+std::string EngineLink::WhyNotUsable(const wire::Status& status, bool heard,
+                                     milliseconds silent) const {
+  if (!refused_reason_.empty()) return fmt::format("engine {}: {}", address_, refused_reason_);
+  if (!heard) {
+    return fmt::format("engine {} has not answered yet: is its scheduler running?", address_);
+  }
+  if (silent.count() > options_.silent_ms) {
+    return fmt::format("engine {} has been silent for more than {} ms", address_,
+                       options_.silent_ms);
+  }
+  if (status.draining()) return fmt::format("engine {} drains", address_);
+  if (status.ready()) return "";
+  return fmt::format("engine {} is not ready: {}", address_, status.not_ready_reason());
+}
+
 void EngineLink::Tick(Clock::time_point now) {
   const auto silent = std::chrono::duration_cast<milliseconds>(now - last_heard_);
   wire::Status status;
@@ -267,22 +282,16 @@ void EngineLink::Tick(Clock::time_point now) {
     status.set_draining(state_.status.draining());
     if (!status.ready()) status.set_not_ready_reason(state_.status.not_ready_reason());
   }
-  if (!refused_reason_.empty()) {
-    SetUsable(false, fmt::format("engine {}: {}", address_, refused_reason_));
-  } else if (!heard) {
-    SetUsable(false,
-              fmt::format("engine {} has not answered yet: is its scheduler running?", address_));
-  } else if (silent.count() > options_.silent_ms) {
-    SetUsable(false, fmt::format("engine {} has been silent for more than {} ms", address_,
-                                 options_.silent_ms));
-  } else if (status.draining()) {
-    SetUsable(false, fmt::format("engine {} drains", address_));
-    usable_until_ = now;  // but its open requests go on
-  } else if (!status.ready()) {
-    SetUsable(false,
-              fmt::format("engine {} is not ready: {}", address_, status.not_ready_reason()));
+  const std::string reason = WhyNotUsable(status, heard, silent);
+  const bool lost_lately = was_usable_ && now - usable_until_ <= milliseconds(options_.grace_ms);
+  if (reason.empty()) {
+    SetUsable(true, false, "");
+    was_usable_ = true;
   } else {
-    SetUsable(true, "");
+    SetUsable(false, lost_lately && refused_reason_.empty() && !status.draining(), reason);
+  }
+  // An engine that drains takes no requests, but goes on with those it has.
+  if (reason.empty() || (heard && status.draining() && silent.count() <= options_.silent_ms)) {
     usable_until_ = now;
   }
   if (lease_now_ || now >= next_lease_) {
@@ -295,8 +304,9 @@ void EngineLink::Tick(Clock::time_point now) {
   }
 }
 
-void EngineLink::SetUsable(bool usable, std::string reason) {
+void EngineLink::SetUsable(bool usable, bool returning, std::string reason) {
   std::lock_guard lock(mutex_);
+  state_.returning = returning;
   if (state_.usable == usable && state_.reason == reason) return;
   const bool changed = std::exchange(state_.usable, usable) != usable;
   state_.reason = std::move(reason);

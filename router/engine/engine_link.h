@@ -30,15 +30,17 @@ struct LinkOptions {
   std::string router_id;
   int lease_ms = net::kLeaseMs;
   int silent_ms = 3000;     // an engine that says nothing for so long is not usable
+  int grace_ms = 10'000;    // one that was usable so lately is expected back: requests wait for it
   int timeout_ms = 60'000;  // open requests of an engine not usable for so long end: UNAVAILABLE
 };
 
 // What an engine last said.
 struct EngineState {
   std::string address;
-  bool usable = false;  // ready, answering, not draining: takes new requests
-  std::string reason;   // why not
-  uint64_t epoch = 0;   // 0: never heard of
+  bool usable = false;     // ready, answering, not draining: takes new requests
+  bool returning = false;  // not usable, but was within grace_ms: takes them if no other one does
+  std::string reason;      // why it is not usable
+  uint64_t epoch = 0;      // 0: never heard of
   uint32_t in_flight = 0;
   uint64_t resubmissions = 0;
   uint64_t gaps = 0;
@@ -84,11 +86,14 @@ class EngineLink {
   void Resubmit(const wire::Status& status);
   void Flush();
   void Tick(Clock::time_point now);
+  // Empty if it is usable.
+  std::string WhyNotUsable(const wire::Status& status, bool heard,
+                           std::chrono::milliseconds silent) const;
   void SendLease();
   // Moves or, after the timeout, ends the requests of an engine that can't go on with them.
   void RescueRequests(Clock::time_point now);
   void FailAll(const absl::Status& status);
-  void SetUsable(bool usable, std::string reason);
+  void SetUsable(bool usable, bool returning, std::string reason);
 
   const std::string address_;
   const LinkOptions options_;
@@ -111,7 +116,8 @@ class EngineLink {
   Clock::time_point next_lease_{};
   Clock::time_point last_heard_;
   Clock::time_point usable_until_;  // the last moment at which the engine was usable
-  std::string refused_reason_;      // the engine speaks another wire version
+  bool was_usable_ = false;
+  std::string refused_reason_;  // the engine speaks another wire version
 
   std::atomic<bool> stop_{false};
   std::thread thread_;

@@ -21,7 +21,7 @@ absl::StatusOr<std::unique_ptr<EnginePool>> EnginePool::Connect(
     const auto move = [p = pool.get(), i](const std::shared_ptr<OpenRequest>& request) {
       if (!p->connected_) return false;
       std::string reason;
-      EngineLink* link = p->Choose(p->links_[i].get(), &reason);
+      EngineLink* link = p->Choose(p->links_[i].get(), /*or_returning=*/false, &reason);
       return link != nullptr && link->Submit(request).ok();
     };
     ASSIGN_OR_RETURN(pool->links_[i],
@@ -36,25 +36,30 @@ EnginePool::~EnginePool() {
   links_.clear();
 }
 
-EngineLink* EnginePool::Choose(const EngineLink* except, std::string* reason) const {
-  std::vector<EngineLoad> loads;
+EngineLink* EnginePool::Choose(const EngineLink* except, bool or_returning,
+                               std::string* reason) const {
+  std::vector<EngineLoad> ready, returning;
   for (const auto& link : links_) {
     const EngineState state = link->State();
-    loads.push_back({.usable = state.usable && link.get() != except,
-                     .in_flight = state.in_flight,
-                     .running = state.status.num_running(),
-                     .waiting = state.status.num_waiting(),
-                     .kv_usage = state.status.kv_cache_usage()});
+    const EngineLoad load{.usable = state.usable && link.get() != except,
+                          .in_flight = state.in_flight,
+                          .running = state.status.num_running(),
+                          .waiting = state.status.num_waiting(),
+                          .kv_usage = state.status.kv_cache_usage()};
+    ready.push_back(load);
+    returning.push_back(load);
+    returning.back().usable = state.returning && link.get() != except;
     if (!state.usable && reason->empty()) *reason = state.reason;
   }
-  const std::optional<size_t> best = LeastLoaded(loads);
+  std::optional<size_t> best = LeastLoaded(ready);
+  if (!best && or_returning) best = LeastLoaded(returning);
   return best ? links_[*best].get() : nullptr;
 }
 
 absl::StatusOr<uint64_t> EnginePool::Submit(wire::Submit submit, bool draw_seed,
                                             std::shared_ptr<TokenSink> sink) {
   std::string reason;
-  EngineLink* link = Choose(nullptr, &reason);
+  EngineLink* link = Choose(nullptr, /*or_returning=*/true, &reason);
   if (link == nullptr) return Unavailable("no engine can take requests now: {}", reason);
   auto request = std::make_shared<OpenRequest>();
   const uint64_t id = next_id_.fetch_add(1);
@@ -78,8 +83,14 @@ std::vector<EngineState> EnginePool::States() const {
 
 absl::Status EnginePool::Ready() const {
   std::string reason;
-  if (Choose(nullptr, &reason) != nullptr) return absl::OkStatus();
+  if (Choose(nullptr, /*or_returning=*/false, &reason) != nullptr) return absl::OkStatus();
   return Unavailable("{}", reason);
+}
+
+absl::Status EnginePool::Accepts() const {
+  std::string reason;
+  if (Choose(nullptr, /*or_returning=*/true, &reason) != nullptr) return absl::OkStatus();
+  return Unavailable("no engine can take requests now: {}", reason);
 }
 
 uint32_t EnginePool::max_model_len() const {

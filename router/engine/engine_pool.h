@@ -21,8 +21,9 @@ class EnginePool {
       const std::vector<std::string>& addresses, LinkOptions options);
   ~EnginePool();
 
-  // Gives the request an id (and a seed if `draw_seed`) and opens it at the least loaded engine.
-  // UNAVAILABLE: none is usable; the message says why. Returns the id.
+  // Gives the request an id (and a seed if `draw_seed`) and opens it at the least loaded engine; if
+  // none is usable, at one that is expected back. UNAVAILABLE: there is none of these either; the
+  // message says why. Returns the id.
   absl::StatusOr<uint64_t> Submit(wire::Submit submit, bool draw_seed,
                                   std::shared_ptr<TokenSink> sink);
   // Ends the request without a further word to its sink. No-op if unknown.
@@ -31,6 +32,8 @@ class EnginePool {
   std::vector<EngineState> States() const;
   // OK if an engine is usable, else UNAVAILABLE with the reason.
   absl::Status Ready() const;
+  // OK if a request would be taken: an engine is usable, or expected back soon.
+  absl::Status Accepts() const;
   // The smallest context any engine has loaded its model with; 0 until known.
   uint32_t max_model_len() const;
 
@@ -39,8 +42,9 @@ class EnginePool {
 
  private:
   EnginePool() = default;
-  // The usable engine with the fewest requests, other than `except`; null if there is none.
-  EngineLink* Choose(const EngineLink* except, std::string* reason) const;
+  // The usable engine with the fewest requests, other than `except`; null if there is none. With
+  // or_returning, an engine that is expected back will do if no other is there.
+  EngineLink* Choose(const EngineLink* except, bool or_returning, std::string* reason) const;
 
   zmq::context_t context_{1};
   std::atomic<bool> connected_{false};  // links_ is complete

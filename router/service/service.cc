@@ -5,6 +5,11 @@
 #include "router/tokenizer/utf8.h"
 
 namespace penstock::router {
+namespace {
+
+constexpr char kDrains[] = "this server drains: send the request to another one";
+
+}  // namespace
 
 std::string MakeRequestId(const std::string& prefix) {
   return fmt::format("{}-{:016x}{:016x}", prefix, RandomU64(), RandomU64());
@@ -25,7 +30,8 @@ absl::StatusOr<std::shared_ptr<Generation>> RouterService::Prepare(
     RequestFields fields, std::weak_ptr<OutputListener> listener, Delivery delivery) {
   const ModelLimits limits = this->limits();
   ASSIGN_OR_RETURN(GenerationRequest request, Validate(std::move(fields), limits));
-  RETURN_IF_ERROR(Ready());
+  if (draining_) return Unavailable("{}", kDrains);
+  RETURN_IF_ERROR(engines_.Accepts());
   ASSIGN_OR_RETURN(std::vector<int32_t> ids, PromptIds(request));
   RETURN_IF_ERROR(FitToContext(static_cast<int64_t>(ids.size()), limits, &request));
   if (!request.ignore_eos) {
@@ -123,7 +129,7 @@ absl::StatusOr<std::string> RouterService::Detokenize(const std::vector<int64_t>
 }
 
 absl::Status RouterService::Ready() const {
-  if (draining_) return Unavailable("this server drains: send the request to another one");
+  if (draining_) return Unavailable("{}", kDrains);
   return engines_.Ready();
 }
 

@@ -268,6 +268,7 @@ TEST_F(EngineLinkTest, MalformedDeltasAreDropped) {
 TEST_F(EngineLinkTest, RequestsOfAnEngineThatStaysAwayEndAfterTheTimeout) {
   LinkOptions options = Options();
   options.silent_ms = 100;
+  options.grace_ms = 200;
   options.timeout_ms = 300;
   Connect({engine_->address()}, options);
   engine_->BecomeReady();
@@ -276,6 +277,19 @@ TEST_F(EngineLinkTest, RequestsOfAnEngineThatStaysAwayEndAfterTheTimeout) {
   sink_->WaitEnd();  // nothing more comes from the engine
   EXPECT_TRUE(absl::IsUnavailable(sink_->failure())) << sink_->failure();
   EXPECT_THAT(Message(pool_->Ready()), HasSubstr("silent"));
+  EXPECT_TRUE(absl::IsUnavailable(pool_->Submit(MakeSubmit(), true, sink_).status()));
+}
+
+TEST_F(EngineLinkTest, RequestsWaitForAnEngineThatIsExpectedBack) {
+  ConnectReady();
+  engine_->SendStatus(engine_->ReceiveLease(), false, {}, "rank 0 starts anew");
+  while (pool_->Ready().ok()) std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  EXPECT_TRUE(pool_->Accepts().ok());
+  const uint64_t id = Submit(sink_);
+  engine_->ReceiveSubmit();
+  engine_->BecomeReady();
+  engine_->SendIds(id, 0, {1}, wire::END_LENGTH);
+  EXPECT_THAT(sink_->WaitEnd(), ElementsAre(1));
 }
 
 TEST_F(EngineLinkTest, RequestsOfALostEngineGoOnAtAnotherOne) {
