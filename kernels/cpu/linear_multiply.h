@@ -1,13 +1,15 @@
 // Products with packed rows: prepares activations, cuts the work into items and spreads them over
 // threads.
 //
-// All of it is ours rather than oneDNN's, for any batch. Measured on 2 cores of Zen 4 at
-// SmolLM2-135M's shapes (tools/bench/kernels/linear_bench has both), GFLOP/s for 8, 32, 128 and 512
-// tokens: Q4_1 here 510-565, 570-610, 595-620, 605-630; oneDNN 2.6 with bfloat16 weights, four
-// times the memory, 230-320, 350-380, 380-430, 440; bfloat16 here 250-360, 360-380, 410-430,
-// 420-440. And oneDNN's OpenMP threads wait for each other, which on cores that other processes use
-// too makes a product of 1 ms take 10. One kernel for all batch sizes gives a token the same bits
-// in each.
+// All of it is ours rather than oneDNN's, for any batch. Measured on 2 idle cores of Zen 4 at the
+// layers' shapes of SmolLM2-135M (tools/bench/kernels/linear_bench has both), GFLOP/s:
+//   tokens                                     8        32       128      512
+//   Q4_1 weights, here                      510-565  570-610  595-620  605-630
+//   bfloat16 weights, here                  230-345  370-400  415-430  400-440
+//   bfloat16 weights, oneDNN 2.6, its layout 215-350 350-380  420-440  430-460
+// That 5% of large bfloat16 batches isn't worth a second copy of the weights (decoding would keep
+// its own), bits that depend on the batch, and OpenMP's threads, which wait for each other: on
+// cores that other processes use too a product of 1 ms took 10.
 #pragma once
 
 #include <cstddef>
