@@ -118,7 +118,7 @@ shm::SamplingRecord PackSampling(const wire::Sampling& s, std::byte* arena, uint
   record.num_stop_ids = static_cast<uint32_t>(s.stop_ids_size());
   record.num_logit_bias = static_cast<uint32_t>(s.bias_ids_size());
   record.stop_ids_offset = offset;
-  std::memcpy(arena + offset, s.stop_ids().data(), s.stop_ids_size() * sizeof(int32_t));
+  std::copy(s.stop_ids().begin(), s.stop_ids().end(), reinterpret_cast<int32_t*>(arena + offset));
   offset += RoundUp8(s.stop_ids_size() * sizeof(int32_t));
   record.logit_bias_offset = offset;
   for (int i = 0; i < s.bias_ids_size(); ++i) {
