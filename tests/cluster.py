@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import time
+import urllib.error
 import urllib.request
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -110,6 +111,15 @@ class Cluster:
         while not condition():
             assert time.monotonic() < deadline, f"{what}: not within {timeout_s} s\n{self.log()[-4000:]}"
             time.sleep(0.05)
+
+    def wait_ready(self, timeout_s=60):
+        """Until /ready answers 200, whatever is starting anew."""
+        def ready():
+            try:
+                return self.get("/ready")[0] == 200
+            except OSError:  # refused, or an HTTP status that says not ready
+                return False
+        self.wait_until(ready, "ready", timeout_s)
 
     def wait_idle(self, timeout_s=30):
         """Until no request is held and every KV page is free."""

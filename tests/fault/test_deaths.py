@@ -86,13 +86,7 @@ def test_router(cluster):
         stream.join(60)
         assert stream.error is not None or stream.finish is not None
     cluster.wait_until(lambda: cluster.pid("router") != dead, "the router is back")
-
-    def answers():
-        try:
-            return cluster.get("/ready")[0] == 200
-        except OSError:
-            return False
-    cluster.wait_until(answers, "the new router is ready")
+    cluster.wait_ready()
     cluster.wait_idle()  # the lease of the dead router ran out
     assert cluster.complete(**REQUEST)
 
@@ -109,6 +103,7 @@ def test_request_in_flight_at_two_deaths_fails_alone(tmp_path):
             cluster.wait_until(lambda: len(victim.text) > seen or victim.error, "the stream went on or failed")
         victim.join(60)
         assert "deaths" in str(victim.error) or "died" in str(victim.error), victim.error
+        cluster.wait_ready()
         assert cluster.complete(**REQUEST)
         cluster.wait_idle()
 
