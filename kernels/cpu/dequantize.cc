@@ -56,8 +56,8 @@ void DecodePairs(const std::byte* packed, float d, float d_minimum, float* scale
 // others. `high` (or null) holds the fifth bits: bit i of byte j belongs to element j of the
 // i-th 32.
 void DecodeKNibbles(const std::byte* nibbles, const std::byte* high, uint8_t* codes) {
-  for (int run = 0; run < 8; ++run) {
-    for (int i = 0; i < 32; ++i) {
+  for (int64_t run = 0; run < 8; ++run) {
+    for (int64_t i = 0; i < 32; ++i) {
       const int byte = Byte(nibbles + run / 2 * 32 + i);
       const int bit = high == nullptr ? 0 : Byte(high + i) >> run & 1;
       codes[run * 32 + i] = static_cast<uint8_t>((run % 2 == 0 ? byte & 15 : byte >> 4) | bit << 4);
@@ -71,9 +71,9 @@ void DecodeQ6K(const std::byte* block, uint8_t* codes, float* scales) {
   const std::byte* high = block + 128;
   const std::byte* scale = block + 192;
   const float d = LoadHalf(block + 208);
-  for (int half = 0; half < 2; ++half) {
-    for (int run = 0; run < 4; ++run) {
-      for (int i = 0; i < 32; ++i) {
+  for (int64_t half = 0; half < 2; ++half) {
+    for (int64_t run = 0; run < 4; ++run) {
+      for (int64_t i = 0; i < 32; ++i) {
         const int low = Byte(block + half * 64 + run % 2 * 32 + i) >> (run / 2 * 4) & 15;
         const int top = Byte(high + half * 32 + i) >> (run * 2) & 3;
         codes[half * 128 + run * 32 + i] = static_cast<uint8_t>(low | top << 4);
@@ -142,7 +142,7 @@ void Dequantize(WeightFormat format, const std::byte* data, int64_t count, float
   }
   CHECK(count % info.block_size == 0);
   uint8_t codes[kMaxBlockSize];
-  float scales[kMaxBlockSize / 16], minimums[kMaxBlockSize / 16];
+  float scales[kMaxBlockSize / 16] = {}, minimums[kMaxBlockSize / 16] = {};
   for (int64_t begin = 0; begin < count; begin += info.block_size, data += info.block_bytes) {
     DecodeBlock(format, data, codes, scales, minimums);
     for (int i = 0; i < info.block_size; ++i) {

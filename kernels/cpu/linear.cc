@@ -1,5 +1,7 @@
 #include "kernels/cpu/linear.h"
 
+#include <cpuid.h>
+
 #include <algorithm>
 #include <cstring>
 #include <utility>
@@ -89,6 +91,12 @@ class RowTable : public CpuWeight {
  private:
   std::vector<Part> parts_;
 };
+
+// __builtin_cpu_supports doesn't know this one in every compiler.
+bool HasF16c() {
+  unsigned int eax, ebx, ecx, edx;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
+}
 
 absl::Status CheckSegments(std::span<const WeightSegment> segments) {
   if (segments.empty()) return absl::InvalidArgumentError("a weight needs at least one segment");
@@ -224,8 +232,7 @@ std::span<const LinearKernels> AvailableKernels() {
   static const std::vector<LinearKernels> available = [] {
     std::vector<LinearKernels> list = {kScalarKernels};
     __builtin_cpu_init();
-    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") ||
-        !__builtin_cpu_supports("f16c")) {
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !HasF16c()) {
       return list;
     }
     list.push_back(kAvx2Kernels);

@@ -56,11 +56,11 @@ struct QuantLayout {
   static constexpr bool kMinimum = kCodeZero == 0;
   static constexpr int kGroup = kGroupSize;  // columns that share a scale
   static constexpr int kScalesPerBlock = kBlock / kGroupSize;
-  static constexpr int kCodeBytes = kGroupRows * kBlock * kCodeBits / 8;
-  static constexpr int kScaleBytes = kGroupRows * kScaleSize * kScalesPerBlock;
-  static constexpr int kMinimumBytes = kMinimum ? kScaleBytes : 0;
+  static constexpr int64_t kCodeBytes = kGroupRows * kBlock * kCodeBits / 8;
+  static constexpr int64_t kScaleBytes = kGroupRows * kScaleSize * kScalesPerBlock;
+  static constexpr int64_t kMinimumBytes = kMinimum ? kScaleBytes : 0;
   static constexpr int kUnitBlocks = kScaleBytes + kMinimumBytes == 32 ? 2 : 1;
-  static constexpr int kUnitBytes = kUnitBlocks * (kCodeBytes + kScaleBytes + kMinimumBytes);
+  static constexpr int64_t kUnitBytes = kUnitBlocks * (kCodeBytes + kScaleBytes + kMinimumBytes);
 
   // Where the parts of block b of a group lie.
   [[gnu::always_inline]] static constexpr int64_t CodeOffset(int64_t b) {

@@ -184,7 +184,7 @@ void Multiplier::MultiplyDense(const PackedRows& part, const Product& p, Range g
   const auto kernel = pairs                      ? kernels_.dense_bfloat16
                       : part.form == Form::kHalf ? kernels_.dense_half
                                                  : kernels_.dense_float;
-  const int64_t column_bytes = kGroupRows * (part.form == Form::kFloat ? 4 : 2);
+  const int64_t column_bytes = int64_t{kGroupRows} * (part.form == Form::kFloat ? 4 : 2);
   const int64_t num_tiles = DivideUp(p.tokens, kDenseTokens);
   DenseTile tile;
   tile.group_bytes = part.group_bytes;
@@ -196,7 +196,7 @@ void Multiplier::MultiplyDense(const PackedRows& part, const Product& p, Range g
     tile.weights = part.data + g * part.group_bytes + p.col_begin * column_bytes;
     tile.num_groups = static_cast<int32_t>(std::min<int64_t>(groups.end - g, kDenseGroups));
     tile.num_rows =
-        static_cast<int32_t>(std::min<int64_t>(part.rows - row, tile.num_groups * kGroupRows));
+        static_cast<int32_t>(std::min(part.rows - row, int64_t{tile.num_groups} * kGroupRows));
     tile.bias = p.bias == nullptr ? nullptr : p.bias + row;
     for (int64_t i = tiles.begin; i < tiles.end; ++i) {
       const Range tokens = Range::Share(p.tokens, i, num_tiles);

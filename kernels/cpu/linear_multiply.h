@@ -3,9 +3,9 @@
 //
 // All of it is ours rather than oneDNN's, for any batch. Measured on 2 idle cores of Zen 4 at the
 // layers' shapes of SmolLM2-135M (tools/bench/kernels/linear_bench has both), GFLOP/s:
-//   tokens                                     8        32       128      512
-//   Q4_1 weights, here                      510-565  570-610  595-620  605-630
-//   bfloat16 weights, here                  230-345  370-400  415-430  400-440
+//   tokens                                      8       32       128      512
+//   Q4_1 weights, here                       525-615 570-610  595-620  605-630
+//   bfloat16 weights, here                   230-345 370-400  415-430  400-440
 //   bfloat16 weights, oneDNN 2.6, its layout 215-350 350-380  420-440  430-460
 // That 5% of large bfloat16 batches isn't worth a second copy of the weights (decoding would keep
 // its own), bits that depend on the batch, and OpenMP's threads, which wait for each other: on

@@ -48,7 +48,7 @@ auto WithLayout(Form form, Visitor visit) {
 }
 
 template <class Layout>
-void PutScale(uint8_t* scales, int row, float value) {
+void PutScale(uint8_t* scales, int64_t row, float value) {
   if constexpr (Layout::kHalfScales) {
     const uint16_t half = FloatToHalf(value);
     std::memcpy(scales + 2 * row, &half, sizeof(half));
@@ -58,7 +58,7 @@ void PutScale(uint8_t* scales, int row, float value) {
 }
 
 template <class Layout>
-float GetScale(const uint8_t* scales, int row) {
+float GetScale(const uint8_t* scales, int64_t row) {
   if constexpr (Layout::kHalfScales) {
     uint16_t half;
     std::memcpy(&half, scales + 2 * row, sizeof(half));
@@ -108,7 +108,7 @@ void UnpackBlock(const uint8_t* group, int64_t block, int row, float* out) {
 template <class Layout>
 void PackQuantRow(const WeightSegment& segment, const std::byte* data, int row, uint8_t* group) {
   const FormatInfo& info = GetFormatInfo(segment.format);
-  const int groups_per_block = kBlock / info.group_size;
+  const int64_t groups_per_block = kBlock / info.group_size;
   uint8_t codes[kMaxBlockSize];
   float scales[kMaxBlockSize / 16], minimums[kMaxBlockSize / 16];
   for (int64_t k = 0; k < segment.cols; k += info.block_size, data += info.block_bytes) {
@@ -116,7 +116,7 @@ void PackQuantRow(const WeightSegment& segment, const std::byte* data, int row, 
     // Forms have a zero of their own where a format's differs (Q5_0).
     for (int i = 0; i < info.block_size; ++i)
       codes[i] = static_cast<uint8_t>(codes[i] - info.zero + Layout::kZero);
-    for (int i = 0; i < info.block_size / kBlock; ++i) {
+    for (int64_t i = 0; i < info.block_size / kBlock; ++i) {
       PackBlock<Layout>(codes + i * kBlock, scales + i * groups_per_block,
                         minimums + i * groups_per_block, k / kBlock + i, row, group);
     }
@@ -176,7 +176,7 @@ absl::StatusOr<PackArena::Block> PackArena::Allocate(size_t bytes) {
                       size >> 20, std::strerror(errno)));
     }
     const auto begin = reinterpret_cast<uintptr_t>(map);
-    auto* data = reinterpret_cast<uint8_t*>(RoundUp(begin, kHugePage));
+    uint8_t* data = static_cast<uint8_t*>(map) + (RoundUp(begin, kHugePage) - begin);
     madvise(data, size, MADV_HUGEPAGE);  // a wish; refusal does no harm
     region_ =
         std::shared_ptr<uint8_t>(data, [map, size](uint8_t*) { munmap(map, size + kHugePage); });

@@ -20,6 +20,7 @@
 #include <thread>
 #include <vector>
 
+#include "fmt/format.h"
 #include "kernels/cpu/dequantize.h"
 #include "kernels/cpu/linear.h"
 #include "kernels/cpu/linear_kernels.h"
@@ -130,11 +131,15 @@ void BenchPeer(benchmark::State& state, Shape shape, int32_t m) {
   RunSteps(state, static_cast<double>(shape.rows) * shape.cols * m, [&] { peer->Multiply(); });
 }
 
+std::string Name(std::string_view product, std::string_view variant, int32_t m) {
+  return fmt::format("{}/{}/M:{}", product, variant, m);
+}
+
 void RegisterPeer() {
   for (const int32_t m : {1, 8, 16, 32, 128, 512}) {
     for (const Shape& shape : kLayer) {
-      const std::string name = std::string(shape.name) + "/BF16/onednn/M:" + std::to_string(m);
-      benchmark::RegisterBenchmark(name.c_str(), BenchPeer, shape, m)->UseRealTime();
+      benchmark::RegisterBenchmark(Name(shape.name, "BF16/onednn", m).c_str(), BenchPeer, shape, m)
+          ->UseRealTime();
     }
   }
 }
@@ -146,24 +151,24 @@ void RegisterAll() {
       for (const WeightFormat format :
            {WeightFormat::kQ4_1, WeightFormat::kQ8_0, WeightFormat::kQ4_K, WeightFormat::kQ6_K,
             WeightFormat::kBF16}) {
-        const std::string variant = std::string(GetFormatInfo(format).name) +
-                                    (mode == Mode::kFloat32 ? "/float32_" : "/") + kernels.name;
+        const std::string variant =
+            fmt::format("{}/{}{}", GetFormatInfo(format).name,
+                        mode == Mode::kFloat32 ? "float32_" : "", kernels.name);
         if ((!best || mode == Mode::kFloat32) && format != WeightFormat::kQ4_1) continue;
         for (const int32_t m : {1, 2, 4, 8, 16, 32, 128, 512}) {
           if (kernels.name == std::string_view("scalar") && m > 8) continue;
-          const std::string suffix = "/M:" + std::to_string(m);
           const auto add = [&](const Shape& shape) {
-            // Shapes but not multiples of 256 columns: no K-quants.
+            // The blocks of K-quants are 256 columns long, which 576 isn't a multiple of.
             if (shape.cols % GetFormatInfo(format).block_size != 0) return;
-            benchmark::RegisterBenchmark((std::string(shape.name) + "/" + variant + suffix).c_str(),
-                                         BenchShape, mode, kernels, format, shape, m)
+            benchmark::RegisterBenchmark(Name(shape.name, variant, m).c_str(), BenchShape, mode,
+                                         kernels, format, shape, m)
                 ->UseRealTime();
           };
           for (const Shape& shape : kLayer) add(shape);
           if (m <= 128) add(kHead);
           if (format == WeightFormat::kQ4_1 || format == WeightFormat::kBF16) {
-            benchmark::RegisterBenchmark(("step/" + variant + suffix).c_str(), BenchStep, mode,
-                                         kernels, format, m)
+            benchmark::RegisterBenchmark(Name("step", variant, m).c_str(), BenchStep, mode, kernels,
+                                         format, m)
                 ->UseRealTime()
                 ->Unit(benchmark::kMillisecond);
           }
