@@ -58,8 +58,10 @@ struct WeightSegment {
   int64_t row_bytes = 0;
 };
 
-// How a weight is used: fixes the layout the backend packs it to.
-enum class WeightUse : uint8_t { kLinear, kEmbedding, kEmbeddingAndLinear };
+// How a weight is used: fixes the layout the backend packs it to. kCoarseLinear is a linear whose
+// input a backend that rounds inputs to integers may round to 8 bits; those of the other linears
+// it must keep to 15.
+enum class WeightUse : uint8_t { kLinear, kCoarseLinear, kEmbedding, kEmbeddingAndLinear };
 
 // A weight on the device, packed by the backend that made it; only that backend may use it.
 class Weight {
@@ -265,8 +267,9 @@ class Backend {
   // Packs the segments, stacked by rows, into one weight. The host data may go once this returns.
   virtual absl::StatusOr<std::unique_ptr<Weight>> LoadWeight(
       std::span<const WeightSegment> segments, WeightUse use) = 0;
-  // A weight over rows [begin, begin + count) of one that was loaded as kEmbeddingAndLinear or
-  // kLinear, sharing its memory (tied output heads, vocabulary shards). `weight` must outlive it.
+  // A weight over rows [begin, begin + count) of one that was loaded for any use but
+  // kEmbedding, sharing its memory (tied output heads, vocabulary shards). `weight` must outlive
+  // it.
   virtual absl::StatusOr<std::unique_ptr<Weight>> WeightRows(const Weight& weight, int64_t begin,
                                                              int64_t count) = 0;
   virtual absl::Status Reserve(const ReserveParams& params) = 0;

@@ -143,6 +143,7 @@ absl::StatusOr<PackedRows> Context::Pack(const WeightSegment& segment, WeightUse
   packed.form = mode_ == Mode::kFloat32
                     ? Form::kFloat
                     : FastForm(segment.format, segment.cols, use == WeightUse::kEmbeddingAndLinear);
+  packed.activations = use == WeightUse::kCoarseLinear ? Activations::kInt8 : Activations::kInt16;
   packed.rows = segment.rows;
   packed.cols = segment.cols;
   packed.group_bytes = PackedGroupBytes(packed.form, packed.cols);

@@ -1,9 +1,10 @@
 // Weights packed for the CPU and products with them.
 //
 // Two modes, fixed when a context is made:
-//  - kFast: quantised weights stay quantised, and activations are quantised to int8, a block of 32
-//    at a time, as ggml does. F16, BF16 and F32 weights are multiplied as bfloat16 (F16 and F32
-//    ones that are embeddings too stay exact).
+//  - kFast: quantised weights stay quantised, and activations are quantised too, a block of 32 at a
+//    time: to int16, or to int8 for weights loaded as kCoarseLinear. With int8 for all, as ggml
+//    does, too few of a small model's choices are those of float32. F16, BF16 and F32 weights are
+//    multiplied as bfloat16 (F16 and F32 ones that are embeddings too stay exact).
 //  - kFloat32: weights are widened to float32.
 // In both, out[t][n] is one fixed sequence of operations on row n and token t, so a token's bits
 // depend neither on its batch, the threads nor the other rows. With S segments each segment is such

@@ -1,4 +1,5 @@
-// AVX-512 with VNNI: vpdpbusd multiplies 16 rows x 4 columns of unsigned codes by int8 activations.
+// AVX-512 with VNNI: vpdpbusd multiplies 16 rows x 4 columns of unsigned codes by int8 activations,
+// vpdpwssd 16 x 2 of codes widened to 16 bits by int16 ones.
 #include "kernels/cpu/linear_avx512_dense.h"
 
 namespace penstock::kernels::cpu {
@@ -18,19 +19,30 @@ __m512 LoadScales(const uint8_t* p) {
   }
 }
 
-// dot[t] += codes . quad j of token t
+// dot[t] += codes . the four activations from column 4j on of token t
 template <int kTokens>
-inline __attribute__((always_inline)) void DotQuad(__m512i codes, const ActivationBlock* x, int j,
+inline __attribute__((always_inline)) void DotQuad(__m512i codes, const Int8Block* x, int j,
                                                    __m512i* dot) {
   for (int t = 0; t < kTokens; ++t) {
-    dot[t] = _mm512_dpbusd_epi32(dot[t], codes, _mm512_set1_epi32(x[t].quads[j]));
+    dot[t] = _mm512_dpbusd_epi32(dot[t], codes, _mm512_set1_epi32(x[t].words[j]));
   }
 }
 
-template <class Layout, int kTokens>
+template <int kTokens>
+inline __attribute__((always_inline)) void DotQuad(__m512i codes, const Int16Block* x, int j,
+                                                   __m512i* dot) {
+  const __m512i even = _mm512_and_si512(codes, _mm512_set1_epi16(255));
+  const __m512i odd = _mm512_srli_epi16(codes, 8);
+  for (int t = 0; t < kTokens; ++t) {
+    dot[t] = _mm512_dpwssd_epi32(dot[t], even, _mm512_set1_epi32(x[t].words[2 * j]));
+    dot[t] = _mm512_dpwssd_epi32(dot[t], odd, _mm512_set1_epi32(x[t].words[2 * j + 1]));
+  }
+}
+
+template <class Layout, class Block, int kTokens>
 void Tile(const QuantTile& p) {
   const __m512i low = _mm512_set1_epi8(15);
-  const ActivationBlock* x = p.x;
+  const auto* x = static_cast<const Block*>(p.x);
   __m512 sum[kTokens];
   for (int t = 0; t < kTokens; ++t) sum[t] = _mm512_setzero_ps();
   for (int64_t b = p.block_begin; b < p.block_end; ++b, x += kTokens) {
@@ -74,32 +86,56 @@ void Tile(const QuantTile& p) {
   for (int t = 0; t < kTokens; ++t) StoreRow(sum[t], p.num_rows, p.bias, p.out + t * p.out_stride);
 }
 
-template <class Layout>
+template <class Layout, class Block>
 void TileByTokens(const QuantTile& p) {
   switch (p.num_tokens) {
     case 1:
-      return Tile<Layout, 1>(p);
+      return Tile<Layout, Block, 1>(p);
     case 2:
-      return Tile<Layout, 2>(p);
+      return Tile<Layout, Block, 2>(p);
     case 3:
-      return Tile<Layout, 3>(p);
+      return Tile<Layout, Block, 3>(p);
     case 4:
-      return Tile<Layout, 4>(p);
+      return Tile<Layout, Block, 4>(p);
     case 5:
-      return Tile<Layout, 5>(p);
+      return Tile<Layout, Block, 5>(p);
     case 6:
-      return Tile<Layout, 6>(p);
+      return Tile<Layout, Block, 6>(p);
     case 7:
-      return Tile<Layout, 7>(p);
+      return Tile<Layout, Block, 7>(p);
     default:
-      return Tile<Layout, 8>(p);
+      return Tile<Layout, Block, 8>(p);
   }
 }
 
+// Writes a block's q, as 32 integers in two vectors, and the sums of these to sums.
+inline __attribute__((always_inline)) void Store(__m512i x0, __m512i x1, Int8Block* out,
+                                                 int32_t* sums) {
+  const __m256i q = _mm256_set_m128i(_mm512_cvtsepi32_epi8(x1), _mm512_cvtsepi32_epi8(x0));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out->words), q);
+  // 4 partial sums for each half
+  __m256i sum = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(1), q);
+  sum = _mm256_add_epi32(sum, _mm256_shuffle_epi32(sum, 0x4e));
+  sum = _mm256_add_epi32(sum, _mm256_shuffle_epi32(sum, 0xb1));
+  sums[0] = _mm256_extract_epi32(sum, 0);
+  sums[1] = _mm256_extract_epi32(sum, 4);
+}
+
+inline __attribute__((always_inline)) void Store(__m512i x0, __m512i x1, Int16Block* out,
+                                                 int32_t* sums) {
+  __m512i q = _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtsepi32_epi16(x0)),
+                                 _mm512_cvtsepi32_epi16(x1), 1);
+  q = _mm512_shufflehi_epi16(_mm512_shufflelo_epi16(q, 0xd8), 0xd8);
+  _mm512_storeu_si512(out->words, q);
+  sums[0] = _mm512_reduce_add_epi32(x0);
+  sums[1] = _mm512_reduce_add_epi32(x1);
+}
+
+template <class Block>
 void Quantize(const QuantizeArgs& p) {
   const __m512i magnitude_mask = _mm512_set1_epi32(0x7fffffff);
-  const __m256i ones = _mm256_set1_epi8(1);
-  ActivationBlock* out = p.out;
+  constexpr float kLargest = Block::kLargest;
+  auto* out = static_cast<Block*>(p.out);
   for (int b = 0; b < p.num_blocks; ++b, out += p.step) {
     const __m512 x0 = _mm512_loadu_ps(p.x + b * kBlock);
     const __m512 x1 = _mm512_loadu_ps(p.x + b * kBlock + 16);
@@ -111,21 +147,16 @@ void Quantize(const QuantizeArgs& p) {
     const float peak = _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(static_cast<int>(bits))));
     const bool finite = bits < 0x7f800000u;
     // Below 1e-30 the inverse could overflow: such a block counts as zeros.
-    const float inverse = finite && peak > 1e-30f ? 127.0f / peak : 0.0f;
+    const float inverse = finite && peak > 1e-30f ? kLargest / peak : 0.0f;
     const __m512 factor = _mm512_set1_ps(inverse);
-    const __m128i q0 = _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(x0, factor)));
-    const __m128i q1 = _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(x1, factor)));
-    const __m256i q = _mm256_set_m128i(q1, q0);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out->quads), q);
-    __m256i sums = _mm256_dpbusd_epi32(_mm256_setzero_si256(), ones, q);  // 4 for each half
-    sums = _mm256_add_epi32(sums, _mm256_shuffle_epi32(sums, 0x4e));
-    sums = _mm256_add_epi32(sums, _mm256_shuffle_epi32(sums, 0xb1));
-    const int first = _mm256_extract_epi32(sums, 0), second = _mm256_extract_epi32(sums, 4);
-    const float scale = finite ? peak * (1.0f / 127.0f) : __builtin_nanf("");
+    int32_t sums[2];
+    Store(_mm512_cvtps_epi32(_mm512_mul_ps(x0, factor)),
+          _mm512_cvtps_epi32(_mm512_mul_ps(x1, factor)), out, sums);
+    const float scale = finite ? peak * (1.0f / kLargest) : __builtin_nanf("");
     out->scale = scale;
-    out->sum = scale * static_cast<float>(first + second);
-    out->offset[0] = -p.zero * (p.group == kBlock ? first + second : first);
-    out->offset[1] = -p.zero * second;
+    out->sum = scale * static_cast<float>(sums[0] + sums[1]);
+    out->offset[0] = -p.zero * (p.group == kBlock ? sums[0] + sums[1] : sums[0]);
+    out->offset[1] = -p.zero * sums[1];
   }
 }
 
@@ -165,9 +196,15 @@ struct WidenedPairStep {
 
 extern const LinearKernels kAvx512Kernels = {
     "avx512",
-    Quantize,
-    {TileByTokens<U4Half>, TileByTokens<U4HalfMin>, TileByTokens<U4FloatMin>, TileByTokens<U8Half>,
-     TileByTokens<U8HalfMin>, TileByTokens<U8FloatMin>, TileByTokens<U8Float16>},
+    {Quantize<Int8Block>, Quantize<Int16Block>},
+    {{TileByTokens<U4Half, Int8Block>, TileByTokens<U4HalfMin, Int8Block>,
+      TileByTokens<U4FloatMin, Int8Block>, TileByTokens<U8Half, Int8Block>,
+      TileByTokens<U8HalfMin, Int8Block>, TileByTokens<U8FloatMin, Int8Block>,
+      TileByTokens<U8Float16, Int8Block>},
+     {TileByTokens<U4Half, Int16Block>, TileByTokens<U4HalfMin, Int16Block>,
+      TileByTokens<U4FloatMin, Int16Block>, TileByTokens<U8Half, Int16Block>,
+      TileByTokens<U8HalfMin, Int16Block>, TileByTokens<U8FloatMin, Int16Block>,
+      TileByTokens<U8Float16, Int16Block>}},
     DenseTileByTokens<FloatStep>,
     DenseTileByTokens<HalfStep>,
     DenseTileByTokens<WidenedPairStep>,

@@ -84,19 +84,31 @@ using U8HalfMin = QuantLayout<8, 2, 0, 32>;
 using U8FloatMin = QuantLayout<8, 4, 0, 32>;
 using U8Float16 = QuantLayout<8, 4, 32, 16>;
 
-// 32 activations of a token as int8, value = scale * q.
+// What activations are quantised to.
+enum class Activations : uint8_t { kInt8, kInt16 };
+constexpr int kNumActivations = 2;
+
+// 32 activations of a token, value = scale * q. Sums of a block with int16 fit int32: of codes
+// times q below 32 * 255 * 32767 < 2^28, the offset below 32 * 128 * 32767 < 2^27.
+template <int kNumWords>
 struct ActivationBlock {
-  int32_t quads[kBlock / 4];  // q, four to a word in the order of the columns
+  static constexpr int kLargest = kNumWords == kBlock / 4 ? 127 : 32767;  // of |q|
+  // int8: four q to a word in the order of the columns. int16: words 2j and 2j + 1 hold those of
+  // columns 4j and 4j + 2, 4j + 1 and 4j + 3, as a vector of codes splits in even and odd bytes.
+  int32_t words[kNumWords];
   float scale;
   float sum;          // scale * sum of q: what a minimum is multiplied by
   int32_t offset[2];  // -zero * sum of q, whole in [0] or of the halves: a dot product starts there
 };
+using Int8Block = ActivationBlock<kBlock / 4>;
+using Int16Block = ActivationBlock<kBlock / 2>;
 
 // Quantises one token's row of num_blocks blocks to out[0], out[step], ... A block with a NaN or an
-// infinity makes its token's results NaN. q = round to nearest even(x * 127 / max |x|).
+// infinity makes its token's results NaN. q = round to nearest even(x * 127 / max |x|), for int16
+// 32767 in place of 127.
 struct QuantizeArgs {
   const float* x;
-  ActivationBlock* out;
+  void* out;  // Int8Block or Int16Block
   int64_t step;
   int32_t num_blocks;
   int32_t zero;   // of the weights' codes
@@ -107,8 +119,8 @@ struct QuantizeArgs {
 // token t (+ bias[r]).
 struct QuantTile {
   const uint8_t* group;
-  const ActivationBlock*
-      x;  // that of (block_begin, token 0); (b, t) is at (b - block_begin) * num_tokens + t
+  const void* x;  // Int8Block or Int16Block of (block_begin, token 0); that of (b, t) is at
+                  // (b - block_begin) * num_tokens + t
   int32_t block_begin;
   int32_t block_end;
   int32_t num_tokens;  // 1 .. kQuantTokens
@@ -136,8 +148,8 @@ struct DenseTile {
 
 struct LinearKernels {
   const char* name;
-  void (*quantize)(const QuantizeArgs&);
-  void (*quant[kNumQuantForms])(const QuantTile&);  // by Form
+  void (*quantize[kNumActivations])(const QuantizeArgs&);
+  void (*quant[kNumActivations][kNumQuantForms])(const QuantTile&);  // by Form
   void (*dense_float)(const DenseTile&);
   void (*dense_half)(const DenseTile&);
   void (*dense_bfloat16)(const DenseTile&);

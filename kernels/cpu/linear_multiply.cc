@@ -20,9 +20,13 @@ constexpr int64_t kMinItemTiles = 4;  // below this tokens aren't cut into block
 
 int64_t DivideUp(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// A bfloat16 takes 2 bytes, an ActivationBlock 1.5 a column.
+// A bfloat16 takes 2 bytes, an Int8Block 1.5 a column, an Int16Block 2.5.
 size_t PreparedBytes(int64_t tokens, int64_t cols) {
-  return static_cast<size_t>(tokens * DivideUp(cols, kBlock) * kBlock * 2);
+  return static_cast<size_t>(tokens * DivideUp(cols, kBlock)) * sizeof(Int16Block);
+}
+
+int64_t BlockBytes(Activations activations) {
+  return activations == Activations::kInt8 ? sizeof(Int8Block) : sizeof(Int16Block);
 }
 
 }  // namespace
@@ -55,10 +59,10 @@ void Multiplier::Multiply(std::span<const PackedRows> parts, const Product& p) {
 void Multiplier::MultiplyChunk(std::span<const PackedRows> parts, const Product& p) {
   Product rest = p;
   while (!parts.empty()) {
-    const Preparation how = PreparationFor(parts.front().form);
+    const Preparation how = PreparationFor(parts.front());
     size_t count = 0;
     int64_t rows = 0;
-    for (; count < parts.size() && PreparationFor(parts[count].form) == how; ++count)
+    for (; count < parts.size() && PreparationFor(parts[count]) == how; ++count)
       rows += parts[count].rows;
     MultiplyAlike(parts.first(count), rest);
     parts = parts.subspan(count);
@@ -87,7 +91,7 @@ Multiplier::Cut Multiplier::CutFor(std::span<const PackedRows> parts, int64_t to
 }
 
 void Multiplier::MultiplyAlike(std::span<const PackedRows> parts, const Product& p) {
-  const Preparation how = PreparationFor(parts.front().form);
+  const Preparation how = PreparationFor(parts.front());
   const bool prepares = how.input != Input::kAsIs;
   const bool alone = prepares && p.tokens <= kPrivateTokens && pool_.threads() > 1;
   if (prepares && !alone) {
@@ -128,9 +132,11 @@ void Multiplier::MultiplyItem(std::span<const PackedRows> parts, const Product& 
   }
 }
 
-Multiplier::Preparation Multiplier::PreparationFor(Form form) const {
-  if (IsQuantForm(form)) return {Input::kQuantized, ZeroOf(form), GroupOf(form)};
-  const bool round = form == Form::kBFloat16 && kernels_.round_bfloat16 != nullptr;
+Multiplier::Preparation Multiplier::PreparationFor(const PackedRows& part) const {
+  if (IsQuantForm(part.form)) {
+    return {Input::kQuantized, part.activations, ZeroOf(part.form), GroupOf(part.form)};
+  }
+  const bool round = part.form == Form::kBFloat16 && kernels_.round_bfloat16 != nullptr;
   return {round ? Input::kBFloat16 : Input::kAsIs};
 }
 
@@ -146,16 +152,17 @@ void Multiplier::Prepare(const Preparation& how, const Product& p, int64_t token
   const int64_t tile =
       DivideUp((token + 1) * num_tiles, p.tokens) - 1;  // the one whose share it is in
   const Range tokens = Range::Share(p.tokens, tile, num_tiles);
-  auto* blocks = reinterpret_cast<ActivationBlock*>(prepared) + tokens.begin * num_blocks;
-  kernels_.quantize({x, blocks + (token - tokens.begin), tokens.size(),
-                     static_cast<int32_t>(num_blocks), how.zero, how.group});
+  std::byte* out =
+      prepared + (tokens.begin * num_blocks + (token - tokens.begin)) * BlockBytes(how.activations);
+  kernels_.quantize[static_cast<int>(how.activations)](
+      {x, out, tokens.size(), static_cast<int32_t>(num_blocks), how.zero, how.group});
 }
 
 void Multiplier::MultiplyQuant(const PackedRows& part, const Product& p, Range groups, Range tiles,
                                const std::byte* prepared) const {
   CHECK(p.col_begin % kBlock == 0 && p.cols % kBlock == 0);
-  const auto kernel = kernels_.quant[static_cast<int>(part.form)];
-  const auto* blocks = reinterpret_cast<const ActivationBlock*>(prepared);
+  const auto kernel =
+      kernels_.quant[static_cast<int>(part.activations)][static_cast<int>(part.form)];
   const int64_t num_blocks = p.cols / kBlock, num_tiles = DivideUp(p.tokens, kQuantTokens);
   QuantTile tile;
   tile.block_begin = static_cast<int32_t>(p.col_begin / kBlock);
@@ -168,7 +175,7 @@ void Multiplier::MultiplyQuant(const PackedRows& part, const Product& p, Range g
     tile.bias = p.bias == nullptr ? nullptr : p.bias + row;
     for (int64_t i = tiles.begin; i < tiles.end; ++i) {
       const Range tokens = Range::Share(p.tokens, i, num_tiles);
-      tile.x = blocks + tokens.begin * num_blocks;
+      tile.x = prepared + tokens.begin * num_blocks * BlockBytes(part.activations);
       tile.num_tokens = static_cast<int32_t>(tokens.size());
       tile.out = p.out + tokens.begin * p.out_stride + row;
       kernel(tile);

@@ -2,7 +2,8 @@
 // threads.
 //
 // All of it is ours rather than oneDNN's, for any batch. Measured on 2 idle cores of Zen 4 at the
-// layers' shapes of SmolLM2-135M (tools/bench/kernels/linear_bench has both), GFLOP/s:
+// layers' shapes of SmolLM2-135M (tools/bench/kernels/linear_bench has both), GFLOP/s, Q4_1
+// with activations as int8:
 //   tokens                                      8       32       128      512
 //   Q4_1 weights, here                       525-615 570-610  595-620  605-630
 //   bfloat16 weights, here                   230-345 370-400  415-430  400-440
@@ -52,6 +53,7 @@ class Multiplier {
   enum class Input : uint8_t { kAsIs, kBFloat16, kQuantized };
   struct Preparation {
     Input input = Input::kAsIs;
+    Activations activations = Activations::kInt8;
     int32_t zero = 0;
     int32_t group = 0;
     bool operator==(const Preparation&) const = default;
@@ -83,7 +85,7 @@ class Multiplier {
   void MultiplyChunk(std::span<const PackedRows> parts, const Product& p);
   // For parts that want the same preparation.
   void MultiplyAlike(std::span<const PackedRows> parts, const Product& p);
-  Preparation PreparationFor(Form form) const;
+  Preparation PreparationFor(const PackedRows& part) const;
   void Prepare(const Preparation& how, const Product& p, int64_t token, std::byte* prepared) const;
   Cut CutFor(std::span<const PackedRows> parts, int64_t tokens) const;
   void MultiplyItem(std::span<const PackedRows> parts, const Product& p, const Cut& cut,

@@ -38,6 +38,7 @@ class PackArena {
 // Rows of one form. `rows` needn't be a multiple of 16: the last group is then part empty.
 struct PackedRows {
   Form form = Form::kFloat;
+  Activations activations = Activations::kInt16;  // for quantised forms
   int64_t rows = 0;
   int64_t cols = 0;
   int64_t group_bytes = 0;

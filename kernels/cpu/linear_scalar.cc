@@ -39,19 +39,35 @@ int Code(const uint8_t* codes, int row, int column) {
   return quad < 4 ? both & 15 : both >> 4;
 }
 
-template <class Layout>
+// Where the q of a column lies among an Int16Block's.
+constexpr int Place(int column) { return column / 4 * 4 + column % 2 * 2 + column % 4 / 2; }
+int GetQ(const Int8Block& x, int column) {
+  return reinterpret_cast<const int8_t*>(x.words)[column];
+}
+int GetQ(const Int16Block& x, int column) {
+  int16_t q;
+  __builtin_memcpy(&q, reinterpret_cast<const char*>(x.words) + 2 * Place(column), sizeof(q));
+  return q;
+}
+void PutQ(Int8Block* x, int column, int value) {
+  reinterpret_cast<int8_t*>(x->words)[column] = static_cast<int8_t>(value);
+}
+void PutQ(Int16Block* x, int column, int value) {
+  const auto q = static_cast<int16_t>(value);
+  __builtin_memcpy(reinterpret_cast<char*>(x->words) + 2 * Place(column), &q, sizeof(q));
+}
+
+template <class Layout, class Block>
 float DotRow(const QuantTile& p, int row, int token) {
   constexpr int kScales = Layout::kScalesPerBlock;
   float sum = 0;
   for (int b = p.block_begin; b < p.block_end; ++b) {
     const uint8_t* codes = p.group + Layout::CodeOffset(b);
-    const ActivationBlock& x = p.x[(b - p.block_begin) * p.num_tokens + token];
-    int8_t q[kBlock];
-    __builtin_memcpy(q, x.quads, sizeof(q));
+    const Block& x = static_cast<const Block*>(p.x)[(b - p.block_begin) * p.num_tokens + token];
     for (int s = 0; s < kScales; ++s) {
       int dot = Layout::kMinimum ? 0 : x.offset[s];
       for (int i = s * kBlock / kScales; i < (s + 1) * kBlock / kScales; ++i)
-        dot += Code<Layout>(codes, row, i) * q[i];
+        dot += Code<Layout>(codes, row, i) * GetQ(x, i);
       const uint8_t* scales =
           p.group + Layout::ScaleOffset(b) + s * (Layout::kScaleBytes / kScales);
       sum += static_cast<float>(dot) * x.scale * Scale<Layout>(scales, row);
@@ -61,15 +77,18 @@ float DotRow(const QuantTile& p, int row, int token) {
   return p.bias == nullptr ? sum : sum + p.bias[row];
 }
 
-template <class Layout>
+template <class Layout, class Block>
 void Tile(const QuantTile& p) {
   for (int t = 0; t < p.num_tokens; ++t) {
-    for (int r = 0; r < p.num_rows; ++r) p.out[t * p.out_stride + r] = DotRow<Layout>(p, r, t);
+    for (int r = 0; r < p.num_rows; ++r)
+      p.out[t * p.out_stride + r] = DotRow<Layout, Block>(p, r, t);
   }
 }
 
+template <class Block>
 void Quantize(const QuantizeArgs& p) {
-  ActivationBlock* out = p.out;
+  constexpr float kLargest = Block::kLargest;
+  auto* out = static_cast<Block*>(p.out);
   for (int b = 0; b < p.num_blocks; ++b, out += p.step) {
     const float* x = p.x + b * kBlock;
     float peak = 0;
@@ -79,15 +98,14 @@ void Quantize(const QuantizeArgs& p) {
       if (magnitude > peak) peak = magnitude;
       finite = finite && __builtin_isfinite(magnitude);
     }
-    const float inverse = finite && peak > 1e-30f ? 127.0f / peak : 0.0f;
-    int8_t q[kBlock];
+    const float inverse = finite && peak > 1e-30f ? kLargest / peak : 0.0f;
     int sums[2] = {0, 0};
     for (int i = 0; i < kBlock; ++i) {
-      q[i] = finite ? static_cast<int8_t>(__builtin_lrintf(x[i] * inverse)) : int8_t{0};
-      sums[i / 16] += q[i];
+      const int q = finite ? static_cast<int>(__builtin_lrintf(x[i] * inverse)) : 0;
+      PutQ(out, i, q);
+      sums[i / 16] += q;
     }
-    __builtin_memcpy(out->quads, q, sizeof(q));
-    out->scale = finite ? peak * (1.0f / 127.0f) : __builtin_nanf("");
+    out->scale = finite ? peak * (1.0f / kLargest) : __builtin_nanf("");
     out->sum = out->scale * static_cast<float>(sums[0] + sums[1]);
     out->offset[0] = -p.zero * (p.group == kBlock ? sums[0] + sums[1] : sums[0]);
     out->offset[1] = -p.zero * sums[1];
@@ -129,9 +147,13 @@ void Dense(const DenseTile& p) {
 
 extern const LinearKernels kScalarKernels = {
     "scalar",
-    Quantize,
-    {Tile<U4Half>, Tile<U4HalfMin>, Tile<U4FloatMin>, Tile<U8Half>, Tile<U8HalfMin>,
-     Tile<U8FloatMin>, Tile<U8Float16>},
+    {Quantize<Int8Block>, Quantize<Int16Block>},
+    {{Tile<U4Half, Int8Block>, Tile<U4HalfMin, Int8Block>, Tile<U4FloatMin, Int8Block>,
+      Tile<U8Half, Int8Block>, Tile<U8HalfMin, Int8Block>, Tile<U8FloatMin, Int8Block>,
+      Tile<U8Float16, Int8Block>},
+     {Tile<U4Half, Int16Block>, Tile<U4HalfMin, Int16Block>, Tile<U4FloatMin, Int16Block>,
+      Tile<U8Half, Int16Block>, Tile<U8HalfMin, Int16Block>, Tile<U8FloatMin, Int16Block>,
+      Tile<U8Float16, Int16Block>}},
     Dense<FloatWeight, 1>,
     Dense<HalfWeight, 1>,
     Dense<BFloat16Weight, 2>,

@@ -176,7 +176,7 @@ absl::Status Loader::LoadLayer(int layer, LayerWeights* weights) {
   ASSIGN_OR_RETURN(weights->qkv, Pack(qkv));
   ASSIGN_OR_RETURN(weights->qkv_bias, QkvBias(layer));
   ASSIGN_OR_RETURN(const WeightSegment o, ColumnShare(name("attn_output.weight"), hidden, q_rows));
-  ASSIGN_OR_RETURN(weights->o, Pack({&o, 1}));
+  ASSIGN_OR_RETURN(weights->o, Pack({&o, 1}, WeightUse::kCoarseLinear));
   if (file_.FindTensor(name("attn_output.bias")) != nullptr) {
     ASSIGN_OR_RETURN(weights->o_bias, Vector(name("attn_output.bias"), hidden));
     if (shard_.rank != 0) weights->o_bias = nullptr;
@@ -186,7 +186,7 @@ absl::Status Loader::LoadLayer(int layer, LayerWeights* weights) {
   ASSIGN_OR_RETURN(gate_up[1], RowShare(name("ffn_up.weight"), width, hidden));
   ASSIGN_OR_RETURN(weights->gate_up, Pack(gate_up));
   ASSIGN_OR_RETURN(const WeightSegment down, ColumnShare(name("ffn_down.weight"), hidden, width));
-  ASSIGN_OR_RETURN(weights->down, Pack({&down, 1}));
+  ASSIGN_OR_RETURN(weights->down, Pack({&down, 1}, WeightUse::kCoarseLinear));
   return absl::OkStatus();
 }
 

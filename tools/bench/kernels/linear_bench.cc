@@ -38,9 +38,12 @@ int g_threads = 2;
 struct Shape {
   const char* name;
   int64_t rows, cols;
+  WeightUse use = WeightUse::kLinear;  // as worker/weights/loader.cc has it
 };
-constexpr Shape kLayer[] = {
-    {"qkv", 960, 576}, {"o", 576, 576}, {"gate_up", 3072, 576}, {"down", 576, 1536}};
+constexpr Shape kLayer[] = {{"qkv", 960, 576},
+                            {"o", 576, 576, WeightUse::kCoarseLinear},
+                            {"gate_up", 3072, 576},
+                            {"down", 576, 1536, WeightUse::kCoarseLinear}};
 constexpr Shape kHead = {"head", 49152, 576};
 
 using Weights = std::vector<std::unique_ptr<CpuWeight>>;
@@ -54,7 +57,7 @@ std::unique_ptr<CpuWeight> RandomWeight(LinearContext& context, WeightFormat for
   for (std::byte& b : data)
     b = static_cast<std::byte>(random() & 0x3f);  // small floating numbers of any width
   const WeightSegment segment{format, data.data(), shape.rows, shape.cols, row_bytes};
-  return std::move(context.Load({&segment, 1}, WeightUse::kLinear)).value();
+  return std::move(context.Load({&segment, 1}, shape.use)).value();
 }
 
 std::unique_ptr<LinearContext> MakeContext(Mode mode, const LinearKernels& kernels) {

@@ -126,11 +126,13 @@ double RelativeError(const Matrix& m, const std::vector<float>& x, int64_t x_str
 
 // Of the fast mode, relative to |x| |w|. Quantised: an activation is off by up to 1/254 of its
 // block's largest, which is about 2.2 standard deviations; K independent errors of uniform spread
-// leave 0.005 / sqrt(K) typically. bfloat16: each factor is off by up to 1/512.
-double Tolerance(Mode mode, WeightFormat format, int64_t cols) {
+// leave 0.005 / sqrt(K) typically; with int16, 258 times less, and what float32 sums lose.
+// bfloat16: each factor is off by up to 1/512.
+double Tolerance(Mode mode, WeightFormat format, WeightUse use, int64_t cols) {
   if (mode == Mode::kFloat32) return 2e-6;
   const double root = std::sqrt(static_cast<double>(cols));
-  return IsQuantized(format) ? 0.05 / root : 0.02 / root + 1e-6;
+  if (!IsQuantized(format)) return 0.02 / root + 1e-6;
+  return use == WeightUse::kCoarseLinear ? 0.05 / root : 0.0002 / root + 1e-6;
 }
 
 std::vector<uint32_t> Bits(const std::vector<float>& values) {
@@ -151,6 +153,7 @@ constexpr Shape kSmallBlockShapes[] = {
 
 struct Param {
   Mode mode;
+  WeightUse use;  // of weights that are only multiplied with
   size_t kernels;
 };
 
@@ -161,6 +164,9 @@ class LinearTest : public testing::TestWithParam<Param> {
         MakeLinearContext(GetParam().mode, threads, AvailableKernels()[GetParam().kernels]);
     EXPECT_TRUE(context->ReserveScratch(300, 1600).ok());
     return context;
+  }
+  std::unique_ptr<CpuWeight> Load(LinearContext& context, std::vector<WeightSegment> segments) {
+    return LoadOrDie(context, std::move(segments), GetParam().use);
   }
 };
 
@@ -181,14 +187,14 @@ TEST_P(LinearTest, MatchesDoublePrecision) {
       const int64_t stride = shape.cols + 3;
       const auto x = RandomFloats(random, static_cast<size_t>(shape.tokens * stride));
       const auto bias = RandomFloats(random, static_cast<size_t>(shape.rows));
-      const auto weight = LoadOrDie(*two, {m.Segment()});
+      const auto weight = Load(*two, {m.Segment()});
       ASSERT_EQ(weight->rows, shape.rows);
       ASSERT_EQ(weight->cols, shape.cols);
       const auto out = Product(*weight, x, stride, shape.tokens, bias.data());
       const double error = RelativeError(m, x, stride, bias.data(), out, shape.rows, shape.tokens);
-      EXPECT_LE(error, Tolerance(GetParam().mode, format, shape.cols));
+      EXPECT_LE(error, Tolerance(GetParam().mode, format, GetParam().use, shape.cols));
       worst = std::max(worst, error * std::sqrt(static_cast<double>(shape.cols)));
-      const auto alone = LoadOrDie(*one, {m.Segment()});
+      const auto alone = Load(*one, {m.Segment()});
       EXPECT_EQ(Product(*alone, x, stride, shape.tokens, bias.data()), out)
           << "threads change the bits";
     }
@@ -201,7 +207,7 @@ TEST_P(LinearTest, TokenKeepsItsBitsInAnyBatch) {
   auto context = Make(2);
   for (const WeightFormat format : kFormats) {
     const Matrix m = RandomMatrix(random, format, 90, 768);
-    const auto weight = LoadOrDie(*context, {m.Segment()});
+    const auto weight = Load(*context, {m.Segment()});
     const auto x = RandomFloats(random, 257 * 768);
     const auto whole = Product(*weight, x, 768, 257);
     for (const int32_t tokens : {1, 2, 3, 5, 6, 7, 8, 9, 12, 15, 16, 31, 100}) {
@@ -232,10 +238,10 @@ TEST_P(LinearTest, ColumnSegmentsAreTheSameBitsOnEachRank) {
     const Matrix m = RandomMatrix(random, format, kRows, kCols);
     const auto x = RandomFloats(random, kTokens * kCols);
     const auto bias = RandomFloats(random, kRows);
-    const auto whole = LoadOrDie(*context, {m.Segment()});
+    const auto whole = Load(*context, {m.Segment()});
     const auto out = Product(*whole, x, kCols, kTokens, bias.data(), kSegments);
     for (int s = 0; s < kSegments; ++s) {
-      const auto share = LoadOrDie(*context, {Columns(m, s * kShare, (s + 1) * kShare)});
+      const auto share = Load(*context, {Columns(m, s * kShare, (s + 1) * kShare)});
       const std::vector<float> mine(x.begin() + s * kShare, x.end());
       const auto part = Product(*share, mine, kCols, kTokens, s == 0 ? bias.data() : nullptr);
       ASSERT_TRUE(std::equal(part.begin(), part.end(), out.begin() + s * kTokens * kRows))
@@ -248,14 +254,14 @@ TEST_P(LinearTest, RowSplitsAreTheSameBits) {
   Random random(4);
   auto context = Make(2);
   const Matrix m = RandomMatrix(random, WeightFormat::kQ4_1, 96, 576);
-  const auto whole = LoadOrDie(*context, {m.Segment()});
+  const auto whole = Load(*context, {m.Segment()});
   const auto x = RandomFloats(random, 10 * 576);
   const auto out = Product(*whole, x, 576, 10);
   for (int64_t begin = 0; begin < 96; begin += 32) {
     WeightSegment s = m.Segment();
     s.data += begin * s.row_bytes;
     s.rows = 32;
-    const auto share = Product(*LoadOrDie(*context, {s}), x, 576, 10);
+    const auto share = Product(*Load(*context, {s}), x, 576, 10);
     for (int t = 0; t < 10; ++t) {
       for (int64_t n = 0; n < 32; ++n) ASSERT_EQ(share[t * 32 + n], out[t * 96 + begin + n]);
     }
@@ -271,7 +277,7 @@ TEST_P(LinearTest, SegmentsOfManyFormatsStackUp) {
     parts.push_back(RandomMatrix(random, format, 16 + parts.size(), 256));
   int64_t rows = 0;
   for (const Matrix& m : parts) segments.push_back(m.Segment()), rows += m.rows;
-  const auto weight = LoadOrDie(*context, segments);
+  const auto weight = Load(*context, segments);
   ASSERT_EQ(weight->rows, rows);
   for (const int32_t tokens : {1, 10, 40}) {
     const auto x = RandomFloats(random, static_cast<size_t>(tokens) * 256);
@@ -281,7 +287,7 @@ TEST_P(LinearTest, SegmentsOfManyFormatsStackUp) {
     for (const Matrix& m : parts) {
       const std::vector<float> mine(out.begin() + first, out.end());
       EXPECT_LE(RelativeError(m, x, 256, bias.data() + first, mine, rows, tokens),
-                Tolerance(GetParam().mode, m.format, 256))
+                Tolerance(GetParam().mode, m.format, GetParam().use, 256))
           << GetFormatInfo(m.format).name << " T " << tokens;
       first += m.rows;
     }
@@ -339,7 +345,7 @@ TEST_P(LinearTest, NotANumberStaysWithItsToken) {
   auto context = Make(2);
   for (const WeightFormat format : kFormats) {
     const Matrix m = RandomMatrix(random, format, 40, 256);
-    const auto weight = LoadOrDie(*context, {m.Segment()});
+    const auto weight = Load(*context, {m.Segment()});
     for (const float bad : {NAN, INFINITY, -INFINITY}) {
       auto x = RandomFloats(random, 9 * 256);
       const auto good = Product(*weight, x, 256, 9);
@@ -390,15 +396,51 @@ TEST_P(LinearTest, BadSegmentsAreRefused) {
 std::vector<Param> AllParams() {
   std::vector<Param> params;
   for (const Mode mode : {Mode::kFast, Mode::kFloat32}) {
-    for (size_t i = 0; i < AvailableKernels().size(); ++i) params.push_back({mode, i});
+    for (size_t i = 0; i < AvailableKernels().size(); ++i) {
+      params.push_back({mode, WeightUse::kLinear, i});
+      if (mode == Mode::kFast) params.push_back({mode, WeightUse::kCoarseLinear, i});
+    }
   }
   return params;
 }
 
 INSTANTIATE_TEST_SUITE_P(Kernels, LinearTest, testing::ValuesIn(AllParams()), [](const auto& info) {
-  return std::string(info.param.mode == Mode::kFast ? "fast_" : "float32_") +
+  return std::string(info.param.mode == Mode::kFloat32            ? "float32_"
+                     : info.param.use == WeightUse::kCoarseLinear ? "fast_coarse_"
+                                                                  : "fast_") +
          AvailableKernels()[info.param.kernels].name;
 });
+
+// Every activation and code at its largest, with one sign: where a sum could overflow.
+TEST(LinearKernelsTest, LargestSumsFit) {
+  for (const LinearKernels& kernels : AvailableKernels()) {
+    for (const WeightFormat format : kFormats) {
+      if (!IsQuantized(format)) continue;
+      for (const int code : {0x00, 0x7f, 0x80, 0xff}) {
+        Random random(10);
+        Matrix m = RandomMatrix(random, format, 16, 256);
+        const FormatInfo& info = GetFormatInfo(format);
+        if (info.half_scales) {  // those lie before the codes
+          for (size_t i = 0; i < m.data.size(); i += info.block_bytes) {
+            const int begin = info.has_minimum ? 4 : 2;
+            std::memset(&m.data[i + begin], code, info.block_bytes - begin);
+          }
+          Dequantize(format, m.data.data(), m.rows * m.cols, m.values.data());
+        }
+        for (const float value : {3.0f, -3.0f}) {
+          const std::vector<float> x(256, value);
+          for (const WeightUse use : {WeightUse::kLinear, WeightUse::kCoarseLinear}) {
+            auto context = MakeLinearContext(Mode::kFast, 1, kernels);
+            ASSERT_TRUE(context->ReserveScratch(1, 256).ok());
+            const auto out = Product(*LoadOrDie(*context, {m.Segment()}, use), x, 256, 1);
+            EXPECT_LE(RelativeError(m, x, 256, nullptr, out, 16, 1), 1e-6)
+                << kernels.name << " " << info.name << " codes " << code;
+          }
+        }
+      }
+    }
+  }
+}
 
 // The integer dot products are exact and all floating-point steps fused alike.
 TEST(LinearKernelsTest, VectorKernelsAgreeToTheBit) {
@@ -410,13 +452,15 @@ TEST(LinearKernelsTest, VectorKernelsAgreeToTheBit) {
       if (mode == Mode::kFast && !IsQuantized(format)) continue;
       const Matrix m = RandomMatrix(random, format, 50, 512);
       const auto x = RandomFloats(random, 20 * 512);
-      std::vector<std::vector<float>> results;
-      for (size_t i = 1; i < 3; ++i) {
-        auto context = MakeLinearContext(mode, 1, kernels[i]);
-        ASSERT_TRUE(context->ReserveScratch(20, 512).ok());
-        results.push_back(Product(*LoadOrDie(*context, {m.Segment()}), x, 512, 20));
+      for (const WeightUse use : {WeightUse::kLinear, WeightUse::kCoarseLinear}) {
+        std::vector<std::vector<float>> results;
+        for (size_t i = 1; i < 3; ++i) {
+          auto context = MakeLinearContext(mode, 1, kernels[i]);
+          ASSERT_TRUE(context->ReserveScratch(20, 512).ok());
+          results.push_back(Product(*LoadOrDie(*context, {m.Segment()}, use), x, 512, 20));
+        }
+        EXPECT_EQ(results[0], results[1]) << GetFormatInfo(format).name;
       }
-      EXPECT_EQ(results[0], results[1]) << GetFormatInfo(format).name;
     }
   }
 }
