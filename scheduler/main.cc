@@ -58,7 +58,7 @@ EngineOptions OptionsFromFlags() {
 }
 
 absl::StatusOr<std::unique_ptr<prometheus::Exposer>> ExposeMetrics(
-    std::shared_ptr<prometheus::Registry> registry) {
+    const std::shared_ptr<prometheus::Registry>& registry) {
   const uint32_t port = absl::GetFlag(FLAGS_metrics_port);
   if (port == 0) return nullptr;
   const std::string address = fmt::format("{}:{}", absl::GetFlag(FLAGS_metrics_host), port);

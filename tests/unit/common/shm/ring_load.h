@@ -42,7 +42,7 @@ inline void WritePadMark(std::byte* at, uint32_t bytes) {
 }
 
 inline uint32_t PayloadWord(uint64_t number, uint32_t index) {
-  return static_cast<uint32_t>(number * 2654435761u + index * 40503u);
+  return static_cast<uint32_t>(number * 2654435761u + uint64_t{index} * 40503u);
 }
 
 // Writes records first .. last-1 of random sizes, several to a publication now and then.

@@ -43,6 +43,7 @@ class RingTest : public ::testing::Test {
   }
   std::vector<pid_t> StartReaders(int count, uint64_t first, uint64_t last) {
     std::vector<pid_t> readers;
+    readers.reserve(static_cast<size_t>(count));
     for (int i = 0; i < count; ++i) {
       readers.push_back(Fork([=, this] {
         return ReadRecords(ring_, i, seed_ + static_cast<uint32_t>(i), first, last);
