@@ -66,9 +66,11 @@ Generation::Generation(GenerationRequest request, std::vector<int32_t> prompt_id
                          .stop = request_.stop,
                          .include_stop_str = request_.include_stop}) {}
 
-void Generation::Opened(std::function<void()> on_end) {
+bool Generation::Open(std::function<void()> on_end) {
   std::lock_guard lock(mutex_);
+  if (closed_) return false;
   on_end_ = std::move(on_end);
+  return true;
 }
 
 void Generation::SetCanceller(std::function<void()> cancel) {
@@ -186,10 +188,12 @@ void Generation::SetFinish(const TokenDelta& delta, Output* output) {
 }
 
 void Generation::OnFailure(const absl::Status& status) {
+  bool closed;
   {
     std::lock_guard lock(mutex_);
-    if (closed_) return;
+    closed = closed_;
   }
+  if (closed) return End("abort");  // the client left, or reads too slowly
   Output output;
   output.failure = status;
   output.completion_tokens = completion_tokens_;

@@ -49,12 +49,13 @@ void RouterService::Submit(const std::shared_ptr<Generation>& generation) {
     ++num_open_;
   }
   metrics_.open_streams.Increment();
-  metrics_.prompt_tokens.Increment(generation->prompt_tokens());
-  generation->Opened([this] {
+  const auto on_end = [this] {
     metrics_.open_streams.Decrement();
     std::lock_guard lock(mutex_);
     if (--num_open_ == 0) idle_.notify_all();
-  });
+  };
+  if (!generation->Open(on_end)) return on_end();
+  metrics_.prompt_tokens.Increment(generation->prompt_tokens());
   wire::Submit submit;
   submit.set_request_id(request.request_id);
   submit.mutable_ids()->Assign(generation->prompt_ids().begin(), generation->prompt_ids().end());

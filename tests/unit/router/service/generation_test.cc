@@ -27,7 +27,7 @@ class GenerationTest : public testing::Test {
     request_.prompt = "hi";
     generation_ = std::make_unique<Generation>(request_, std::vector<int32_t>{'h', 'i'},
                                                *tokenizer_, metrics_, listener_, delivery);
-    generation_->Opened([this] { ++ends_; });
+    EXPECT_TRUE(generation_->Open([this] { ++ends_; }));
     generation_->SetCanceller([this] { ++cancels_; });
   }
   SinkAction Feed(const std::vector<int32_t>& ids, wire::EndReason end = wire::END_NONE,
@@ -181,10 +181,19 @@ TEST_F(GenerationTest, CancelledBeforeTheEngineHadIt) {
   request_.prompt = "hi";
   generation_ = std::make_unique<Generation>(request_, std::vector<int32_t>{'h'}, *tokenizer_,
                                              metrics_, listener_, Delivery::kCoalesced);
-  generation_->Opened([this] { ++ends_; });
+  EXPECT_TRUE(generation_->Open([this] { ++ends_; }));
   generation_->Cancel();
   generation_->SetCanceller([this] { ++cancels_; });
   EXPECT_EQ(cancels_, 1);
+}
+
+TEST_F(GenerationTest, CancelledBeforeItWasOpened) {
+  request_.prompt = "hi";
+  generation_ = std::make_unique<Generation>(request_, std::vector<int32_t>{'h'}, *tokenizer_,
+                                             metrics_, listener_, Delivery::kCoalesced);
+  generation_->Cancel();
+  EXPECT_FALSE(generation_->Open([this] { ++ends_; }));
+  EXPECT_EQ(ends_, 0);
 }
 
 TEST_F(GenerationTest, AReaderThatIsTooSlowIsCutOff) {
