@@ -17,7 +17,8 @@ absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(RouterService& ser
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   std::unique_ptr<GrpcServer> server(new GrpcServer(service, options));
-  const std::string address = fmt::format("{}:{}", options.host, options.port);
+  const bool v6 = options.host.find(':') != std::string::npos;
+  const std::string address = fmt::format(v6 ? "[{}]:{}" : "{}:{}", options.host, options.port);
   grpc::ServerBuilder builder;
   int port = 0;
   builder.AddListeningPort(address, grpc::InsecureServerCredentials(), &port);
