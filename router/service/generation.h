@@ -39,8 +39,8 @@ class Generation final : public TokenSink {
   Generation(GenerationRequest request, std::vector<int32_t> prompt_ids, const Tokenizer& tokenizer,
              Metrics& metrics, std::weak_ptr<OutputListener> listener, Delivery delivery);
 
-  // For the service. Before the request is submitted: what to call once it has ended, however. False
-  // if the client has left already: there is nothing to submit, and on_end is never called.
+  // For the service. Before the request is submitted: what to call once it has ended, however.
+  // False if the client has left already: there is nothing to submit, and on_end is never called.
   bool Open(std::function<void()> on_end);
   // After: what tells the engine to cancel it; called at once if the client has left meanwhile.
   void SetCanceller(std::function<void()> cancel);

@@ -18,7 +18,8 @@ absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(RouterService& ser
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   std::unique_ptr<GrpcServer> server(new GrpcServer(service, options));
   const bool v6 = options.host.find(':') != std::string::npos;
-  const std::string address = fmt::format(v6 ? "[{}]:{}" : "{}:{}", options.host, options.port);
+  const std::string address = v6 ? fmt::format("[{}]:{}", options.host, options.port)
+                                 : fmt::format("{}:{}", options.host, options.port);
   grpc::ServerBuilder builder;
   int port = 0;
   builder.AddListeningPort(address, grpc::InsecureServerCredentials(), &port);
