@@ -150,8 +150,10 @@ void Quantize(const QuantizeArgs& p) {
     const float inverse = finite && peak > 1e-30f ? kLargest / peak : 0.0f;
     const __m512 factor = _mm512_set1_ps(inverse);
     int32_t sums[2];
-    Store(_mm512_cvtps_epi32(_mm512_mul_ps(x0, factor)),
-          _mm512_cvtps_epi32(_mm512_mul_ps(x1, factor)), out, sums);
+    // Infinity times zero would be a NaN, whose integer overflows the sums.
+    const __mmask16 keep = finite ? 0xffff : 0;
+    Store(_mm512_cvtps_epi32(_mm512_maskz_mul_ps(keep, x0, factor)),
+          _mm512_cvtps_epi32(_mm512_maskz_mul_ps(keep, x1, factor)), out, sums);
     const float scale = finite ? peak * (1.0f / kLargest) : __builtin_nanf("");
     out->scale = scale;
     out->sum = scale * static_cast<float>(sums[0] + sums[1]);
