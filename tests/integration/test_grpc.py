@@ -84,7 +84,7 @@ def test_cancel_frees_its_pages(stub, protos, cluster):
     next(stream)
     stream.cancel()
     cluster.wait_idle()
-    assert cluster.metric("penstock_router_open_streams") == 0
+    cluster.wait_until(lambda: cluster.metric("penstock_router_open_streams") == 0, "the stream is closed")
 
 
 def test_deadline_frees_its_pages(stub, protos, cluster):
