@@ -4,7 +4,7 @@
 set(linear_isa_avx2 -mavx2 -mfma -mf16c)
 # GCC 12 warns of uninitialised values inside its own AVX-512 headers.
 set(linear_isa_avx512 ${linear_isa_avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni
-    -Wno-maybe-uninitialized -Wno-uninitialized)
+    -Wno-maybe-uninitialized -Wno-uninitialized ${avx512_asan})
 set(linear_isa_avx512_bf16 ${linear_isa_avx512} -mavx512bf16)
 foreach(isa scalar avx2 avx512 avx512_bf16)
   set_source_files_properties(linear_${isa}.cc PROPERTIES COMPILE_OPTIONS
