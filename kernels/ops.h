@@ -102,19 +102,23 @@ struct KvLayer {
   int32_t page_size = 0;  // P
 };
 
-// The rows of a step. Row r has tokens [token_begin[r], token_begin[r+1]) of the T flattened ones;
-// its KV pages are page_table[r * page_table_stride + i]; after the step it holds context_len[r]
-// tokens, this step's included.
+// The rows of a step. Row r has tokens [token_begin[r], token_begin[r+1]) of the T flattened ones,
+// all of one slot; after the step it holds context_len[r] tokens, this step's included. Rows of one
+// token come first, so that token r is row r for r < num_single. Page i of slot s is
+// page_table[s * page_table_stride + i].
 struct BatchRows {
   int32_t num_rows = 0;
   int32_t num_tokens = 0;
+  int32_t num_single = 0;                // rows of one token
   const int32_t* token_begin = nullptr;  // [R + 1]
   const int32_t* context_len = nullptr;  // [R]
-  const int32_t* page_table = nullptr;   // [R, page_table_stride]
+  const int32_t* page_table = nullptr;   // [slots, page_table_stride]
   int64_t page_table_stride = 0;
   const int32_t* slot_of_token = nullptr;      // [T]
   const int32_t* position_of_token = nullptr;  // [T], 0-based
-  const int32_t* row_of_token = nullptr;       // [T]
+  // token_begin and context_len in host memory, for backends that plan their launches there.
+  const int32_t* host_token_begin = nullptr;
+  const int32_t* host_context_len = nullptr;
 };
 
 struct EmbedParams {              // out[t] = table[ids of (slot, position) of token t]

@@ -52,8 +52,7 @@ Executor::Executor(shm::Segment* segment, kernels::Backend* backend, Decoder* de
       results_(segment, options.rank),
       slots_(options.limits),
       batch_(options.max_num_batched_tokens,
-             std::min(options.limits.num_slots, options.max_num_batched_tokens),
-             slots_.max_pages()) {}
+             std::min(options.limits.num_slots, options.max_num_batched_tokens)) {}
 
 absl::Status Executor::Run(const std::atomic<bool>& stop) {
   stop_ = &stop;

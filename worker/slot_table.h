@@ -50,9 +50,7 @@ class SlotTable {
   absl::Status TakeRow(const shm::PlanRow& row, uint64_t step);
 
   const SlotState& state(uint32_t slot) const { return states_[slot]; }
-  std::span<const int32_t> pages(uint32_t slot) const {
-    return {pages_.data() + slot * max_pages_, static_cast<size_t>(states_[slot].num_pages)};
-  }
+  const int32_t* page_table() const { return pages_.data(); }  // [num_slots, max_pages]
   int num_bound() const { return num_bound_; }
   int max_pages() const { return static_cast<int>(max_pages_); }  // of a slot
   const SlotLimits& limits() const { return limits_; }

@@ -27,16 +27,13 @@ absl::Status ParseStep(const shm::PlanHeader& header, StepPlan* plan) {
   return absl::OkStatus();
 }
 
-StepBatch::StepBatch(int max_tokens, int max_rows, int max_pages)
+StepBatch::StepBatch(int max_tokens, int max_rows)
     : max_tokens_(max_tokens),
       max_rows_(max_rows),
-      max_pages_(max_pages),
       token_begin_(max_rows + 1),
       context_len_(max_rows),
-      page_table_(static_cast<size_t>(max_rows) * max_pages),
       slot_of_token_(max_tokens),
       position_of_token_(max_tokens),
-      row_of_token_(max_tokens),
       ids_(max_tokens),
       logprobs_(max_tokens) {
   outputs_.reserve(max_tokens);
@@ -44,15 +41,16 @@ StepBatch::StepBatch(int max_tokens, int max_rows, int max_pages)
   sample_rows_.reserve(max_tokens);
   rows_.token_begin = token_begin_.data();
   rows_.context_len = context_len_.data();
-  rows_.page_table = page_table_.data();
-  rows_.page_table_stride = max_pages;
+  rows_.host_token_begin = rows_.token_begin;
+  rows_.host_context_len = rows_.context_len;
   rows_.slot_of_token = slot_of_token_.data();
   rows_.position_of_token = position_of_token_.data();
-  rows_.row_of_token = row_of_token_.data();
 }
 
 absl::Status StepBatch::Build(const StepPlan& plan, SlotTable* slots) {
-  rows_.num_rows = rows_.num_tokens = 0;
+  rows_.num_rows = rows_.num_tokens = rows_.num_single = 0;
+  rows_.page_table = slots->page_table();
+  rows_.page_table_stride = slots->max_pages();
   outputs_.clear();
   index_.clear();
   sample_rows_.clear();
@@ -63,9 +61,13 @@ absl::Status StepBatch::Build(const StepPlan& plan, SlotTable* slots) {
     return Internal("plan: step {} has {} rows and {} tokens, more than {} and {}", plan.step,
                     plan.rows.size(), num_tokens, max_rows_, max_tokens_);
   }
-  for (const shm::PlanRow& row : plan.rows) {
-    RETURN_IF_ERROR(slots->TakeRow(row, plan.step));
-    AddRow(row, rows_.num_rows, *slots);
+  for (const bool single : {true, false}) {
+    for (const shm::PlanRow& row : plan.rows) {
+      if ((row.num_tokens == 1) != single) continue;
+      RETURN_IF_ERROR(slots->TakeRow(row, plan.step));
+      AddRow(row, rows_.num_rows, *slots);
+    }
+    if (single) rows_.num_single = rows_.num_rows;
   }
   return absl::OkStatus();
 }
@@ -74,15 +76,9 @@ void StepBatch::AddRow(const shm::PlanRow& row, int r, const SlotTable& slots) {
   const int first = rows_.num_tokens;
   const int end = static_cast<int>(row.start + row.num_tokens);
   context_len_[r] = end;
-  const int page_size = slots.limits().page_size;
-  const int num_pages = (end + page_size - 1) / page_size;
-  const std::span<const int32_t> pages = slots.pages(row.slot);
-  std::copy_n(pages.begin(), num_pages,
-              page_table_.begin() + static_cast<ptrdiff_t>(r) * max_pages_);
   for (uint32_t i = 0; i < row.num_tokens; ++i) {
     slot_of_token_[first + i] = static_cast<int32_t>(row.slot);
     position_of_token_[first + i] = static_cast<int32_t>(row.start + i);
-    row_of_token_[first + i] = r;
   }
   rows_.num_tokens = first + static_cast<int>(row.num_tokens);
   rows_.num_rows = r + 1;

@@ -33,11 +33,11 @@ struct Output {
 
 class StepBatch {
  public:
-  // For steps of up to max_tokens tokens of up to max_rows requests with up to max_pages pages.
-  StepBatch(int max_tokens, int max_rows, int max_pages);
+  // For steps of up to max_tokens tokens of up to max_rows requests.
+  StepBatch(int max_tokens, int max_rows);
 
-  // Lays out the plan's rows, whose slots have been brought up to date, and accounts for them in
-  // `slots`.
+  // Lays out the plan's rows, those of one token first. Their slots have been brought up to date;
+  // accounts for the rows in `slots`, whose page table is the batch's.
   absl::Status Build(const StepPlan& plan, SlotTable* slots);
 
   const kernels::BatchRows& rows() const { return rows_; }
@@ -53,10 +53,9 @@ class StepBatch {
   void AddRow(const shm::PlanRow& row, int r, const SlotTable& slots);
   void AddOutputs(const shm::PlanRow& row, int first_token, const SlotState& state);
 
-  const int max_tokens_, max_rows_, max_pages_;
+  const int max_tokens_, max_rows_;
   kernels::BatchRows rows_;
-  std::vector<int32_t> token_begin_, context_len_, page_table_;
-  std::vector<int32_t> slot_of_token_, position_of_token_, row_of_token_;
+  std::vector<int32_t> token_begin_, context_len_, slot_of_token_, position_of_token_;
   std::vector<Output> outputs_;
   std::vector<int32_t> index_;
   std::vector<kernels::SampleRow> sample_rows_;

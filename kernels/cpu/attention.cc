@@ -14,7 +14,7 @@ int CutRows(const BatchRows& batch, int most, std::span<TokenRange> ranges) {
   for (int32_t row = 0; row < batch.num_rows; ++row) {
     const int32_t end = batch.token_begin[row + 1];
     for (int32_t t = batch.token_begin[row]; t < end; t += most) {
-      ranges[count++] = {row, t, std::min(t + most, end)};
+      ranges[count++] = {t, std::min(t + most, end)};
     }
   }
   return count;
@@ -32,7 +32,8 @@ AttentionTile MakeTile(const AttentionParams& p, const TokenRange& range, int kv
   tile.k = static_cast<const std::byte*>(p.kv.k) + offset;
   tile.v = static_cast<const std::byte*>(p.kv.v) + offset;
   tile.kv_type = KvTypeOf(p.kv.dtype);
-  tile.pages = p.batch->page_table + range.row * p.batch->page_table_stride;
+  tile.pages =
+      p.batch->page_table + p.batch->slot_of_token[range.begin] * p.batch->page_table_stride;
   tile.page_stride = head_page * p.num_kv_heads;
   tile.page_size = p.kv.page_size;
   for (int32_t t = range.begin; t < range.end; ++t) {

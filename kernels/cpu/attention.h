@@ -10,7 +10,6 @@ namespace penstock::kernels::cpu {
 
 // Tokens of one row that are worked on together.
 struct TokenRange {
-  int32_t row = 0;
   int32_t begin = 0;
   int32_t end = 0;
 };

@@ -38,7 +38,7 @@ absl::Status RopeKvWrite(const Cpu& cpu, const RopeKvWriteParams& p) {
     // q and k lie side by side.
     cpu.kernels->rope(q, p.num_heads + p.num_kv_heads, p.head_size, p.rotary_size, p.interleaved,
                       p.cos_sin + static_cast<int64_t>(position) * p.rotary_size);
-    const int32_t* pages = batch.page_table + batch.row_of_token[t] * batch.page_table_stride;
+    const int32_t* pages = batch.page_table + batch.slot_of_token[t] * batch.page_table_stride;
     const int64_t first = static_cast<int64_t>(pages[position / p.kv.page_size]) * p.num_kv_heads;
     const int line = position % p.kv.page_size;
     for (int g = 0; g < p.num_kv_heads; ++g) {

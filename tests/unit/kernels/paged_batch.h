@@ -42,22 +42,18 @@ class PagedBatch {
       for (int i = 0; i < rows[r].count; ++i) {
         slot_.push_back(rows[r].slot);
         position_.push_back(rows[r].first + i);
-        row_.push_back(static_cast<int32_t>(r));
       }
       token_begin_.push_back(static_cast<int32_t>(slot_.size()));
       context_.push_back(rows[r].first + rows[r].count);
-      const int32_t* table = pages.OfSlot(rows[r].slot);
-      page_table_.insert(page_table_.end(), table, table + pages.stride());
     }
     batch_ = {.num_rows = static_cast<int32_t>(rows.size()),
               .num_tokens = static_cast<int32_t>(slot_.size()),
               .token_begin = token_begin_.data(),
               .context_len = context_.data(),
-              .page_table = page_table_.data(),
+              .page_table = pages.OfSlot(0),
               .page_table_stride = pages.stride(),
               .slot_of_token = slot_.data(),
-              .position_of_token = position_.data(),
-              .row_of_token = row_.data()};
+              .position_of_token = position_.data()};
   }
   PagedBatch(const PagedBatch&) = delete;
 
@@ -67,7 +63,7 @@ class PagedBatch {
   int num_tokens() const { return batch_.num_tokens; }
 
  private:
-  std::vector<int32_t> token_begin_, context_, page_table_, slot_, position_, row_;
+  std::vector<int32_t> token_begin_, context_, slot_, position_;
   BatchRows batch_;
 };
 
