@@ -1,11 +1,5 @@
 #include "common/formats/gguf.h"
 
-#include <fcntl.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
-#include <cerrno>
 #include <cstring>
 #include <type_traits>
 #include <utility>
@@ -99,51 +93,16 @@ constexpr std::string_view WantedName() {
   return "an unsigned integer of 64 bits";
 }
 
-absl::Status OpenError(const std::string& path) {
-  const int error = errno;
-  const std::string text = fmt::format("{}: {}", path, std::strerror(error));
-  if (error == ENOENT || error == ENOTDIR) {
-    return absl::NotFoundError(text + ": check the model's path");
-  }
-  if (error == EACCES || error == EPERM) {
-    return absl::PermissionDeniedError(text + ": make the file readable for this user");
-  }
-  return absl::InternalError(text);
-}
-
 }  // namespace
 
 absl::StatusOr<std::shared_ptr<const GgufFile>> GgufFile::Open(const std::string& path) {
-  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (fd < 0) return OpenError(path);
-  struct stat info {};
-  if (fstat(fd, &info) != 0) {
-    const absl::Status status = OpenError(path);
-    close(fd);
-    return status;
-  }
-  if (!S_ISREG(info.st_mode) || info.st_size == 0) {
-    close(fd);
-    return absl::InvalidArgumentError(
-        fmt::format("{}: {}: give the path of a .gguf model", path,
-                    S_ISREG(info.st_mode) ? "the file is empty" : "not a regular file"));
-  }
-  const auto size = static_cast<uint64_t>(info.st_size);
-  void* mapping = mmap(nullptr, size, PROT_READ, MAP_SHARED, fd, 0);
-  const absl::Status map_error = mapping == MAP_FAILED ? OpenError(path) : absl::OkStatus();
-  close(fd);
-  RETURN_IF_ERROR(map_error);
-
   std::shared_ptr<GgufFile> file(new GgufFile());
+  ASSIGN_OR_RETURN(file->mapping_, MappedFile::Open(path, "give the path of a .gguf model"));
   file->path_ = path;
-  file->data_ = static_cast<const std::byte*>(mapping);
-  file->size_ = size;
+  file->data_ = file->mapping_.data();
+  file->size_ = file->mapping_.size();
   RETURN_IF_ERROR(GgufParser(file.get()).Parse());
   return std::shared_ptr<const GgufFile>(std::move(file));
-}
-
-GgufFile::~GgufFile() {
-  if (data_ != nullptr) munmap(const_cast<std::byte*>(data_), size_);
 }
 
 absl::Status GgufFile::TypeError(std::string_view key, const Value& value,

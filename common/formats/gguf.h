@@ -5,9 +5,8 @@
 // an open file can be read without further checks. Errors name the file, the place and what to do.
 //
 // A GgufFile is immutable: all methods may be called from any thread. Every string_view, GgufTensor
-// and data pointer it hands out lives as long as the GgufFile. The mapping is shared with the page
-// cache: whoever cuts the file short while it is open kills its readers with SIGBUS, so replace a
-// model file by renaming, never in place.
+// and data pointer it hands out lives as long as the GgufFile. See mapped_file.h for what must not
+// be done to the file meanwhile.
 #pragma once
 
 #include <cstddef>
@@ -21,6 +20,7 @@
 
 #include "absl/status/statusor.h"
 #include "common/formats/ggml_type.h"
+#include "common/formats/mapped_file.h"
 
 namespace penstock {
 
@@ -58,7 +58,6 @@ class GgufFile {
   // PermissionDenied or Internal if it can't be opened or mapped.
   static absl::StatusOr<std::shared_ptr<const GgufFile>> Open(const std::string& path);
 
-  ~GgufFile();
   GgufFile(const GgufFile&) = delete;
   GgufFile& operator=(const GgufFile&) = delete;
 
@@ -125,7 +124,8 @@ class GgufFile {
   absl::StatusOr<T> GetScalar(std::string_view key) const;
 
   std::string path_;
-  const std::byte* data_ = nullptr;
+  MappedFile mapping_;
+  const std::byte* data_ = nullptr;  // the mapping's
   uint64_t size_ = 0;
   uint32_t version_ = 0;
   std::vector<std::string_view> keys_;
