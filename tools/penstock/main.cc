@@ -13,9 +13,10 @@ constexpr std::string_view kUsage = R"(penstock serves large language models.
 
   penstock serve MODEL [flags]   serve a model (a GGUF file) over OpenAI HTTP and gRPC
   penstock chat [flags]          talk to a running server in the terminal
+  penstock bench engine|...      measure an engine or a running server
   penstock version
 
-`penstock serve --help` and `penstock chat --help` list the flags. A first try:
+Each lists its flags with --help. A first try:
 
   penstock serve SmolLM2-135M-Instruct.Q4_1.gguf
   penstock chat
@@ -28,6 +29,7 @@ int main(int argc, char** argv) {
   const std::span<char* const> rest(argv + (argc > 1 ? 2 : 1), argv + argc);
   if (command == "serve") return penstock::launcher::Serve(rest);
   if (command == "chat") return penstock::launcher::Chat(rest);
+  if (command == "bench") return penstock::launcher::Bench(rest);
   if (command == "version" || command == "--version") {
     fmt::print("penstock {}\n", PENSTOCK_VERSION);
     return 0;
