@@ -271,6 +271,12 @@ class Backend {
   // Packs the segments, stacked by rows, into one weight. The host data may go once this returns.
   virtual absl::StatusOr<std::unique_ptr<Weight>> LoadWeight(
       std::span<const WeightSegment> segments, WeightUse use) = 0;
+  // A [rows, cols] weight in F32, F16 or BF16 whose elements are RandomWeightValue(seed, row * cols
+  // + col) of random_weight.h, made on the device: no host data. INVALID_ARGUMENT for another
+  // format.
+  virtual absl::StatusOr<std::unique_ptr<Weight>> RandomWeight(WeightFormat format, int64_t rows,
+                                                               int64_t cols, WeightUse use,
+                                                               uint64_t seed) = 0;
   // A weight over rows [begin, begin + count) of one that was loaded for any use but
   // kEmbedding, sharing its memory (tied output heads, vocabulary shards). `weight` must outlive
   // it.

@@ -9,9 +9,11 @@
 #include "common/status.h"
 #include "kernels/cpu/activation.h"
 #include "kernels/cpu/attention.h"
+#include "kernels/cpu/dequantize.h"
 #include "kernels/cpu/norm.h"
 #include "kernels/cpu/rope.h"
 #include "kernels/cpu/sampler.h"
+#include "kernels/random_weight.h"
 
 namespace penstock::kernels::cpu {
 namespace {
@@ -57,6 +59,38 @@ class CpuBackend : public Backend {
                                                      WeightUse use) override {
     ASSIGN_OR_RETURN(std::unique_ptr<CpuWeight> weight, linear_->Load(segments, use));
     return std::unique_ptr<Weight>(std::move(weight));
+  }
+
+  // Made row-major as a file would have it, then packed like any other.
+  absl::StatusOr<std::unique_ptr<Weight>> RandomWeight(WeightFormat format, int64_t rows,
+                                                       int64_t cols, WeightUse use,
+                                                       uint64_t seed) override {
+    const FormatInfo& info = GetFormatInfo(format);
+    if (info.code_bits != 0) {
+      return InvalidArgument("random weights in {}: only F32, F16 and BF16 are made", info.name);
+    }
+    const int64_t row_bytes = cols * info.block_bytes;
+    const std::unique_ptr<std::byte[]> data(new (std::nothrow) std::byte[rows * row_bytes]);
+    if (data == nullptr) {
+      return ResourceExhausted("no memory for {} MiB of random weights: use a smaller model",
+                               (rows * row_bytes) >> 20);
+    }
+    ForEach(cpu_, rows, rows * cols, [&](int, int64_t row) {
+      std::byte* out = data.get() + row * row_bytes;
+      for (int64_t i = 0; i < cols; ++i, out += info.block_bytes) {
+        const float value = RandomWeightValue(seed, static_cast<uint64_t>(row * cols + i));
+        if (format == WeightFormat::kF32) {
+          std::memcpy(out, &value, sizeof(value));
+          continue;
+        }
+        const uint16_t bits =
+            format == WeightFormat::kF16 ? FloatToHalf(value) : FloatToBFloat16(value);
+        std::memcpy(out, &bits, sizeof(bits));
+      }
+    });
+    const WeightSegment segment{
+        .format = format, .data = data.get(), .rows = rows, .cols = cols, .row_bytes = row_bytes};
+    return LoadWeight({&segment, 1}, use);
   }
 
   absl::StatusOr<std::unique_ptr<Weight>> WeightRows(const Weight& weight, int64_t begin,

@@ -63,6 +63,11 @@ class NullBackend : public Backend {
     return std::make_unique<NullWeight>(rows, segments.empty() ? 0 : segments[0].cols);
   }
 
+  absl::StatusOr<std::unique_ptr<Weight>> RandomWeight(WeightFormat, int64_t rows, int64_t cols,
+                                                       WeightUse, uint64_t) override {
+    return std::make_unique<NullWeight>(rows, cols);
+  }
+
   absl::StatusOr<std::unique_ptr<Weight>> WeightRows(const Weight& weight, int64_t,
                                                      int64_t count) override {
     return std::make_unique<NullWeight>(count, weight.cols);
