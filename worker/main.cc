@@ -16,7 +16,11 @@
 
 ABSL_FLAG(std::string, engine_id, "default", "engine to serve: names the shared-memory segment");
 ABSL_FLAG(int, rank, 0, "this worker's rank in the engine");
-ABSL_FLAG(std::string, model, "", "path of a GGUF file (may be left out with --device=null)");
+ABSL_FLAG(std::string, model, "",
+          "a GGUF file or the folder of a Hugging Face checkpoint (may be left out with "
+          "--device=null)");
+ABSL_FLAG(std::string, load_format, "auto",
+          "auto: the model's weights; dummy: random ones, made from its configuration alone");
 ABSL_FLAG(std::string, device, "cpu", "cpu, or null: computes nothing, to measure the rest");
 ABSL_FLAG(std::string, dtype, "auto",
           "auto: fast; float32: the same bits in any batch and on any number of ranks");
@@ -63,6 +67,7 @@ penstock::worker::WorkerOptions OptionsFromFlags() {
   options.engine_id = absl::GetFlag(FLAGS_engine_id);
   options.rank = absl::GetFlag(FLAGS_rank);
   options.model = absl::GetFlag(FLAGS_model);
+  options.load_format = absl::GetFlag(FLAGS_load_format);
   options.device = absl::GetFlag(FLAGS_device);
   options.dtype = absl::GetFlag(FLAGS_dtype);
   options.threads = absl::GetFlag(FLAGS_threads);

@@ -8,7 +8,6 @@
 #include <random>
 #include <thread>
 
-#include "common/formats/gguf.h"
 #include "common/log.h"
 #include "common/shm/segment.h"
 #include "common/status.h"
@@ -19,6 +18,7 @@
 #include "worker/model/decoder.h"
 #include "worker/model/spec.h"
 #include "worker/parallel/shm_collective.h"
+#include "worker/weights/checkpoint.h"
 #include "worker/weights/loader.h"
 
 namespace penstock::worker {
@@ -32,7 +32,6 @@ constexpr int64_t kSpinNs = 20'000;
 
 // A model, loaded and ready to run. Members are destroyed from last to first.
 struct LoadedModel {
-  std::shared_ptr<const GgufFile> file;  // null with the null device and no model
   ModelSpec spec;
   std::unique_ptr<kernels::Backend> backend;
   KvPoolPlan kv_plan;
@@ -60,7 +59,13 @@ absl::Status CheckOptions(const WorkerOptions& options) {
     return InvalidArgument("--dtype \"{}\" is not known: give auto or float32", options.dtype);
   }
   if (options.model.empty() && options.device != "null") {
-    return InvalidArgument("--model is missing: give the path of a GGUF file");
+    return InvalidArgument(
+        "--model is missing: give the path of a GGUF file or of a folder with a Hugging Face "
+        "checkpoint");
+  }
+  if (options.load_format != "auto" && options.load_format != "dummy") {
+    return InvalidArgument("--load-format \"{}\" is not known: give auto or dummy",
+                           options.load_format);
   }
   RETURN_IF_ERROR(in_range("--threads", options.threads, 0, 1024));
   RETURN_IF_ERROR(in_range("--max-model-len", options.max_model_len, 0, 1 << 24));
@@ -133,7 +138,7 @@ class Worker {
  private:
   absl::Status Attach();
   absl::Status Load();
-  absl::Status LoadModelWeights();
+  absl::Status LoadModelWeights(const TensorSource* tensors);
   absl::StatusOr<std::unique_ptr<Executor>> MakeExecutor();
   void Announce();
   void SetState(shm::RankState state);
@@ -180,19 +185,20 @@ absl::Status Worker::Attach() {
 }
 
 absl::Status Worker::Load() {
+  Checkpoint checkpoint;
   if (options_.model.empty()) {
-    model_.spec = NullModelSpec();
+    checkpoint.spec = NullModelSpec();
   } else {
-    ASSIGN_OR_RETURN(model_.file, GgufFile::Open(options_.model));
-    ASSIGN_OR_RETURN(model_.spec, ReadModelSpec(*model_.file));
+    const bool with_tensors = options_.device != "null" && options_.load_format != "dummy";
+    ASSIGN_OR_RETURN(checkpoint, OpenCheckpoint(options_.model, with_tensors));
   }
+  model_.spec = std::move(checkpoint.spec);
   model_.backend = MakeBackend(options_, model_.spec, num_ranks());
   const bool needs_weights = model_.backend->needs_weights();
-  RETURN_IF_ERROR(CheckShard(needs_weights ? model_.file.get() : nullptr, model_.spec,
-                             {options_.rank, num_ranks()}));
+  RETURN_IF_ERROR(CheckShard(checkpoint.tensors.get(), model_.spec, {options_.rank, num_ranks()}));
   RETURN_IF_ERROR(PlanKv(options_, segment_->geometry(), &model_));
   if (needs_weights) {
-    RETURN_IF_ERROR(LoadModelWeights());
+    RETURN_IF_ERROR(LoadModelWeights(checkpoint.tensors.get()));
   } else {
     model_.weights.layers.resize(model_.spec.num_layers);
   }
@@ -212,13 +218,15 @@ absl::Status Worker::Load() {
   return absl::OkStatus();
 }
 
-absl::Status Worker::LoadModelWeights() {
+// `tensors` null: random weights.
+absl::Status Worker::LoadModelWeights(const TensorSource* tensors) {
   const int64_t begin_ns = shm::MonotonicNs();
-  spdlog::info("msg=\"loading weights\" model={} architecture={} layers={}", options_.model,
-               model_.spec.architecture, model_.spec.num_layers);
+  spdlog::info("msg=\"loading weights\" model={} load_format={} architecture={} layers={}",
+               options_.model, options_.load_format, model_.spec.architecture,
+               model_.spec.num_layers);
   auto progress = [&](float done) { return ReportProgress(done, begin_ns); };
   ASSIGN_OR_RETURN(model_.weights,
-                   LoadWeights(*model_.file, model_.spec, {options_.rank, num_ranks()},
+                   LoadWeights(tensors, model_.spec, {options_.rank, num_ranks()},
                                model_.kv_plan.max_model_len, model_.backend.get(), progress));
   return absl::OkStatus();
 }

@@ -11,11 +11,13 @@ namespace penstock::worker {
 struct WorkerOptions {
   std::string engine_id = "default";
   int rank = 0;
-  std::string model;           // a GGUF file; may be empty with the null device
-  std::string device = "cpu";  // cpu, null
-  std::string dtype = "auto";  // auto, float32
-  int threads = 0;             // 0: the machine's cores shared by the ranks
-  int max_model_len = 0;       // 0: the model's
+  // A GGUF file or the folder of a Hugging Face checkpoint; may be empty with the null device.
+  std::string model;
+  std::string load_format = "auto";  // auto; dummy: random weights, no file of weights is read
+  std::string device = "cpu";        // cpu, null
+  std::string dtype = "auto";        // auto, float32
+  int threads = 0;                   // 0: the machine's cores shared by the ranks
+  int max_model_len = 0;             // 0: the model's
   int max_num_batched_tokens = 512;
   int block_size = 16;  // tokens of a KV page
   int64_t kv_cache_memory_mb = 1024;

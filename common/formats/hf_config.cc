@@ -49,10 +49,8 @@ absl::StatusOr<std::string> ReadArchitecture(const JsonKeys& keys) {
   return names->front().get<std::string>();
 }
 
-// The frequencies' own keys of either generation; theta stands inside or beside them.
-absl::Status ReadRope(const HfConfig& config, const JsonKeys& keys, HfRope* rope) {
-  ASSIGN_OR_RETURN(rope->theta, NumberOr(keys, "rope_theta", rope->theta));
-  ASSIGN_OR_RETURN(rope->partial_rotary_factor, NumberOr(keys, "partial_rotary_factor", 1));
+// What `rope_parameters` or `rope_scaling`, whichever is there, say.
+absl::Status ReadRopeScaling(const HfConfig& config, const JsonKeys& keys, HfRope* rope) {
   const std::string_view name =
       keys.Find("rope_parameters") != nullptr ? "rope_parameters" : "rope_scaling";
   const json* object = keys.Find(name);
@@ -69,20 +67,27 @@ absl::Status ReadRope(const HfConfig& config, const JsonKeys& keys, HfRope* rope
   if (rope->type == "linear" || rope->type == "llama3") {
     ASSIGN_OR_RETURN(rope->factor, scaling.GetNumber("factor"));
   }
-  if (rope->type == "llama3") {
-    ASSIGN_OR_RETURN(rope->low_freq_factor, scaling.GetNumber("low_freq_factor"));
-    ASSIGN_OR_RETURN(rope->high_freq_factor, scaling.GetNumber("high_freq_factor"));
-    ASSIGN_OR_RETURN(rope->original_max_position_embeddings,
-                     Size(config, scaling, "original_max_position_embeddings"));
-    if (!(rope->low_freq_factor > 0 && rope->high_freq_factor > rope->low_freq_factor)) {
-      return InvalidArgument(
-          "{}: {}: low_freq_factor {} and high_freq_factor {} must be above 0 and ascending",
-          config.path, name, rope->low_freq_factor, rope->high_freq_factor);
-    }
+  if (rope->type != "llama3") return absl::OkStatus();
+  ASSIGN_OR_RETURN(rope->low_freq_factor, scaling.GetNumber("low_freq_factor"));
+  ASSIGN_OR_RETURN(rope->high_freq_factor, scaling.GetNumber("high_freq_factor"));
+  ASSIGN_OR_RETURN(rope->original_max_position_embeddings,
+                   Size(config, scaling, "original_max_position_embeddings"));
+  if (rope->low_freq_factor > 0 && rope->high_freq_factor > rope->low_freq_factor) {
+    return absl::OkStatus();
   }
+  return InvalidArgument(
+      "{}: {}: low_freq_factor {} and high_freq_factor {} must be above 0 and ascending",
+      config.path, name, rope->low_freq_factor, rope->high_freq_factor);
+}
+
+// Both generations of keys; some stand inside the scaling's object or beside it.
+absl::Status ReadRope(const HfConfig& config, const JsonKeys& keys, HfRope* rope) {
+  ASSIGN_OR_RETURN(rope->theta, NumberOr(keys, "rope_theta", rope->theta));
+  ASSIGN_OR_RETURN(rope->partial_rotary_factor, NumberOr(keys, "partial_rotary_factor", 1));
+  RETURN_IF_ERROR(ReadRopeScaling(config, keys, rope));
   if (rope->theta > 0 && rope->factor > 0) return absl::OkStatus();
-  return InvalidArgument("{}: {}: rope_theta {} and factor {} must be above 0", config.path, name,
-                         rope->theta, rope->factor);
+  return InvalidArgument("{}: rope_theta {} and the scaling's factor {} must be above 0",
+                         config.path, rope->theta, rope->factor);
 }
 
 // Windows are there unless switched off (Qwen2) or as long as the context.

@@ -2,11 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <optional>
 #include <string_view>
 
 #include "common/status.h"
-#include "worker/weights/vectors.h"
 
 namespace penstock::worker {
 namespace {
@@ -84,6 +84,19 @@ class Keys {
   const std::string prefix_;
 };
 
+absl::StatusOr<std::vector<float>> ReadRopeFactors(const GgufFile& file, int size) {
+  ASSIGN_OR_RETURN(const GgufTensor* tensor, file.GetTensor("rope_freqs.weight"));
+  const bool fits = tensor->type == GgmlType::kF32 && tensor->dims.size() == 1 &&
+                    tensor->dims[0] == static_cast<uint64_t>(size);
+  if (!fits) {
+    return InvalidArgument("{}: tensor rope_freqs.weight must be {} numbers in F32", file.path(),
+                           size);
+  }
+  std::vector<float> factors(size);
+  std::memcpy(factors.data(), file.TensorData(*tensor), size * sizeof(float));
+  return factors;
+}
+
 absl::Status ReadRope(const GgufFile& file, const Keys& keys, int head_size, RopeSpec* rope) {
   ASSIGN_OR_RETURN(rope->theta, keys.FloatOr("rope.freq_base", 10000.0f));
   ASSIGN_OR_RETURN(rope->rotary_size, keys.IntOr("rope.dimension_count", head_size));
@@ -101,8 +114,7 @@ absl::Status ReadRope(const GgufFile& file, const Keys& keys, int head_size, Rop
         file.path(), scaling);
   }
   if (file.FindTensor("rope_freqs.weight") != nullptr) {
-    ASSIGN_OR_RETURN(rope->freq_factor,
-                     ReadVector(file, "rope_freqs.weight", rope->rotary_size / 2));
+    ASSIGN_OR_RETURN(rope->freq_factor, ReadRopeFactors(file, rope->rotary_size / 2));
   }
   bool positive = rope->theta > 0 && rope->linear_factor > 0;
   for (const float factor : rope->freq_factor) positive = positive && factor > 0;
@@ -155,6 +167,8 @@ absl::StatusOr<ModelSpec> ReadModelSpec(const GgufFile& file) {
   ASSIGN_OR_RETURN(spec.vocab_size, ReadVocabSize(file, keys));
   spec.attention_scale = 1.0f / std::sqrt(static_cast<float>(spec.head_size));
   spec.tied_head = file.FindTensor("output.weight") == nullptr;
+  spec.qkv_bias = file.FindTensor("blk.0.attn_q.bias") != nullptr;
+  spec.o_bias = file.FindTensor("blk.0.attn_output.bias") != nullptr;
   spec.rope.interleaved = family->rope_interleaved;
   RETURN_IF_ERROR(ReadRope(file, keys, spec.head_size, &spec.rope));
   return spec;

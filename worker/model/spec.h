@@ -1,5 +1,5 @@
-// What a model is, as data: read from GGUF metadata, so that a new family is a row in a table
-// (spec.cc) and the decoder stays one.
+// What a model is, as data: read from GGUF metadata or a Hugging Face config.json, so that a new
+// family is a row in a table (spec.cc, spec_hf.cc) and the decoder stays one.
 #pragma once
 
 #include <string>
@@ -7,6 +7,7 @@
 
 #include "absl/status/statusor.h"
 #include "common/formats/gguf.h"
+#include "kernels/ops.h"
 
 namespace penstock::worker {
 
@@ -33,12 +34,19 @@ struct ModelSpec {
   float embedding_scale = 1.0f;
   float attention_scale = 0;  // on q.k
   bool tied_head = false;     // the output head is the embedding table
+  bool qkv_bias = false;
+  bool o_bias = false;
+  // How random weights are stored, where no file says: F32, F16 or BF16.
+  kernels::WeightFormat random_format = kernels::WeightFormat::kBF16;
   RopeSpec rope;
 };
 
 // INVALID_ARGUMENT when a key is missing or sizes contradict each other, UNIMPLEMENTED when the
 // architecture or a variant of it is not supported; both name the key and what is supported.
 absl::StatusOr<ModelSpec> ReadModelSpec(const GgufFile& file);
+
+// The same from `dir`/config.json, and NOT_FOUND if there is none.
+absl::StatusOr<ModelSpec> ReadHfModelSpec(const std::string& dir);
 
 // The stand-in for --device=null without a model: sizes of a small model, nothing to load.
 ModelSpec NullModelSpec();

@@ -6,6 +6,7 @@
 #include "common/status.h"
 #include "kernels/cpu/cpu_backend.h"
 #include "tests/unit/worker/tiny_model.h"
+#include "worker/weights/checkpoint.h"
 
 namespace penstock::worker {
 namespace {
@@ -17,10 +18,10 @@ std::unique_ptr<kernels::Backend> Float32Backend() {
 }
 
 absl::Status Load(TinyModel* model, const Shard& shard = {}) {
-  ASSIGN_OR_RETURN(const auto file, GgufFile::Open(model->WriteFile()));
-  ASSIGN_OR_RETURN(const ModelSpec spec, ReadModelSpec(*file));
+  ASSIGN_OR_RETURN(const Checkpoint checkpoint, OpenCheckpoint(model->WriteFile(), true));
+  const ModelSpec& spec = checkpoint.spec;
   const auto backend = Float32Backend();
-  return LoadWeights(*file, spec, shard, spec.max_positions, backend.get(),
+  return LoadWeights(checkpoint.tensors.get(), spec, shard, spec.max_positions, backend.get(),
                      [](float) { return absl::OkStatus(); })
       .status();
 }
@@ -28,16 +29,16 @@ absl::Status Load(TinyModel* model, const Shard& shard = {}) {
 TEST(LoaderTest, SharesHaveTheRanksRowsAndColumns) {
   TinyModel model(
       {.heads = 4, .kv_heads = 2, .head_size = 32, .mlp = 128, .tied = false, .biases = true});
-  const auto file = GgufFile::Open(model.WriteFile());
-  const auto spec = ReadModelSpec(**file);
-  ASSERT_TRUE(spec.ok()) << spec.status();
+  const auto checkpoint = OpenCheckpoint(model.WriteFile(), true);
+  ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+  const ModelSpec& spec = checkpoint->spec;
   const auto backend = Float32Backend();
   ASSERT_TRUE(backend
                   ->Reserve({.max_tokens = 64,
                              .max_rows = 64,
                              .max_logits = 64,
                              .max_width = 256,
-                             .vocab_size = spec->vocab_size})
+                             .vocab_size = spec.vocab_size})
                   .ok());
   float last = 0;
   auto progress = [&last](float done) {
@@ -45,7 +46,8 @@ TEST(LoaderTest, SharesHaveTheRanksRowsAndColumns) {
     last = done;
     return absl::OkStatus();
   };
-  const auto whole = LoadWeights(**file, *spec, {0, 1}, 64, backend.get(), progress);
+  const auto whole =
+      LoadWeights(checkpoint->tensors.get(), checkpoint->spec, {0, 1}, 64, backend.get(), progress);
   ASSERT_TRUE(whole.ok()) << whole.status();
   EXPECT_EQ(last, 1.0f);
   // x * W^T for x the identity gives W's columns: compare shares with the whole that way.
@@ -70,8 +72,8 @@ TEST(LoaderTest, SharesHaveTheRanksRowsAndColumns) {
   const auto o = columns(*a.o, nullptr), gate_up = columns(*a.gate_up, nullptr);
   const auto down = columns(*a.down, nullptr), head = columns(*whole->head, nullptr);
   for (int rank = 0; rank < 2; ++rank) {
-    const auto part = LoadWeights(**file, *spec, {rank, 2}, 64, backend.get(),
-                                  [](float) { return absl::OkStatus(); });
+    const auto part = LoadWeights(checkpoint->tensors.get(), checkpoint->spec, {rank, 2}, 64,
+                                  backend.get(), [](float) { return absl::OkStatus(); });
     ASSERT_TRUE(part.ok()) << part.status();
     const LayerWeights& b = part->layers[1];
     const auto part_qkv = columns(*b.qkv, b.qkv_bias->as<float>());
@@ -153,11 +155,11 @@ TEST(LoaderTest, TypeThatIsNoWeightIsRefused) {
 
 TEST(LoaderTest, ProgressMayStopIt) {
   TinyModel model({});
-  const auto file = GgufFile::Open(model.WriteFile());
-  const auto spec = ReadModelSpec(**file);
+  const auto checkpoint = OpenCheckpoint(model.WriteFile(), true);
+  ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
   const auto backend = Float32Backend();
-  const auto weights =
-      LoadWeights(**file, *spec, {}, 64, backend.get(), [](float) { return Cancelled("enough"); });
+  const auto weights = LoadWeights(checkpoint->tensors.get(), checkpoint->spec, {}, 64,
+                                   backend.get(), [](float) { return Cancelled("enough"); });
   EXPECT_EQ(weights.status().code(), absl::StatusCode::kCancelled);
 }
 

@@ -1,0 +1,33 @@
+// A small Hugging Face checkpoint for tests: a folder with config.json and random BF16 weights.
+#pragma once
+
+#include <map>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "tests/unit/common/formats/model_folder.h"
+
+namespace penstock::worker {
+
+class HfModel {
+ public:
+  HfModel();
+
+  // What Write writes; tests change it before.
+  struct Tensor {
+    std::string dtype = "BF16";
+    std::vector<uint64_t> shape;  // outermost first
+  };
+  nlohmann::json config;
+  std::map<std::string, Tensor> tensors;
+
+  // The folder's path.
+  std::string WriteConfig();
+  std::string Write();
+
+ private:
+  ModelFolder folder_;
+};
+
+}  // namespace penstock::worker
