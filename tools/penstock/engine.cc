@@ -14,6 +14,8 @@ namespace {
 constexpr Flag kFlags[] = {
     {"device", "cpu|null", "cpu", kWorker,
      "what computes; null returns at once, to measure the rest"},
+    {"load-format", "auto|dummy", "auto", kWorker,
+     "dummy: random weights, made from the model's configuration alone"},
     {"dtype", "auto|float32", "auto", kWorker,
      "auto: fast; float32: the same bits whatever the batch"},
     {"tensor-parallel-size", "N", "1", kScheduler, "ranks to shard the model over, a process each"},
@@ -56,6 +58,10 @@ absl::Status CheckEngineValues(const CommandLine& line) {
   if (device != "cpu" && device != "null") {
     return InvalidArgument("--device {} is not built in: use cpu or null", device);
   }
+  const std::string load_format = line.Get("load-format");
+  if (load_format != "auto" && load_format != "dummy") {
+    return InvalidArgument("--load-format {} must be auto or dummy", load_format);
+  }
   const std::string dtype = line.Get("dtype");
   if (dtype != "auto" && dtype != "float32")
     return InvalidArgument("--dtype {} must be auto or float32", dtype);
@@ -64,19 +70,26 @@ absl::Status CheckEngineValues(const CommandLine& line) {
 
 absl::StatusOr<std::string> CheckModel(const std::string& path) {
   std::error_code error;
-  if (!std::filesystem::is_regular_file(path, error)) {
+  if (!std::filesystem::is_regular_file(path, error) &&
+      !std::filesystem::is_directory(path, error)) {
     return NotFound(
-        "model {}: no such file: give the path of a GGUF file (tools/deps/model fetches a small "
-        "one)",
+        "model {}: no such file or folder: give a GGUF file (tools/deps/model fetches a small one) "
+        "or the folder of a Hugging Face checkpoint",
         path);
   }
   if (access(path.c_str(), R_OK) != 0)
     return absl::PermissionDeniedError("model " + path + " cannot be read");
-  return std::filesystem::absolute(path).string();
+  const std::filesystem::path normal = std::filesystem::absolute(path).lexically_normal();
+  // "folder/" is "folder".
+  return (normal.has_filename() ? normal : normal.parent_path()).string();
 }
 
 std::string ModelName(const CommandLine& line, const std::string& model) {
-  if (!line.Has("served-model-name")) return std::filesystem::path(model).stem().string();
+  if (!line.Has("served-model-name")) {
+    const std::filesystem::path path(model);
+    // A folder's name may have dots that begin no extension.
+    return (path.extension() == ".gguf" ? path.stem() : path.filename()).string();
+  }
   const std::string names = line.Get("served-model-name");
   return names.substr(0, names.find(','));
 }

@@ -11,7 +11,7 @@ namespace {
 
 constexpr std::string_view kUsage = R"(penstock serves large language models.
 
-  penstock serve MODEL [flags]   serve a model (a GGUF file) over OpenAI HTTP and gRPC
+  penstock serve MODEL [flags]   serve a model over OpenAI HTTP and gRPC
   penstock chat [flags]          talk to a running server in the terminal
   penstock bench engine|...      measure an engine or a running server
   penstock version

@@ -43,8 +43,8 @@ std::vector<Flag> AllFlags() {
 
 constexpr std::string_view kHelp = R"(usage: penstock serve MODEL [flags]
 
-Serves MODEL, a GGUF file, on this machine: starts a router, a scheduler and one worker a rank, restarts what dies,
-and on Ctrl-C or SIGTERM lets running streams end.
+Serves MODEL, a GGUF file or the folder of a Hugging Face checkpoint, on this machine: starts a router, a scheduler and
+one worker a rank, restarts what dies, and on Ctrl-C or SIGTERM lets running streams end.
 
 )";
 
@@ -76,7 +76,8 @@ void PrintReady(const CommandLine& line, const std::string& model) {
 
 absl::StatusOr<int> Run(std::span<const Flag> flags, const CommandLine& line) {
   if (line.positional.size() != 1) {
-    return InvalidArgument("give one MODEL, the path of a GGUF file: penstock serve MODEL [flags]");
+    return InvalidArgument(
+        "give one MODEL, a GGUF file or the folder of a checkpoint: penstock serve MODEL [flags]");
   }
   RETURN_IF_ERROR(CheckValues(line));
   ASSIGN_OR_RETURN(const int drain_timeout_s, IntegerFlag(line, "drain-timeout-s", 0, 86400));
