@@ -1,49 +1,65 @@
 #include "router/tokenizer/added_tokens.h"
 
 #include <algorithm>
+#include <utility>
+
+#include "router/tokenizer/characters.h"
 
 namespace penstock::router {
 
-AddedTokens::AddedTokens(const Vocabulary& vocabulary, bool with_control) {
-  for (size_t id = 0; id < vocabulary.tokens.size(); ++id) {
-    const Token& token = vocabulary.tokens[id];
-    const bool added = token.kind == TokenKind::kUserDefined ||
-                       (with_control && token.kind == TokenKind::kControl);
-    if (!added || token.bytes.empty()) continue;
-    entries_.push_back({token.bytes, static_cast<int32_t>(id)});
-    first_bytes_.set(static_cast<uint8_t>(token.bytes[0]));
+AddedTokens::AddedTokens(std::vector<AddedToken> tokens) : tokens_(std::move(tokens)) {
+  std::erase_if(tokens_, [](const AddedToken& token) { return token.content.empty(); });
+  std::stable_sort(tokens_.begin(), tokens_.end(),
+                   [](const AddedToken& a, const AddedToken& b) { return a.content < b.content; });
+  for (const AddedToken& token : tokens_) {
+    first_bytes_.set(static_cast<uint8_t>(token.content[0]));
   }
-  std::sort(entries_.begin(), entries_.end(),
-            [](const Entry& a, const Entry& b) { return a.text < b.text; });
 }
 
-AddedTokens::Match AddedTokens::LongestAt(std::string_view text, size_t begin) const {
-  Match longest{begin, begin, -1};
-  // The entries that begin with text[begin .. begin + depth): a range that narrows byte by byte.
-  auto first = entries_.begin();
-  auto last = entries_.end();
+const AddedToken* AddedTokens::LongestAt(std::string_view text, size_t begin) const {
+  const AddedToken* longest = nullptr;
+  // The tokens that begin with text[begin .. begin + depth): a range that narrows byte by byte.
+  auto first = tokens_.begin();
+  auto last = tokens_.end();
   for (size_t depth = 0; begin + depth < text.size() && first != last; ++depth) {
     const auto byte = static_cast<uint8_t>(text[begin + depth]);
-    const auto byte_at = [depth](const Entry& entry) -> int {
-      return entry.text.size() > depth ? static_cast<uint8_t>(entry.text[depth]) : -1;
+    const auto byte_at = [depth](const AddedToken& token) -> int {
+      return token.content.size() > depth ? static_cast<uint8_t>(token.content[depth]) : -1;
     };
-    first = std::partition_point(first, last, [&](const Entry& e) { return byte_at(e) < byte; });
-    last = std::partition_point(first, last, [&](const Entry& e) { return byte_at(e) <= byte; });
+    first = std::partition_point(first, last, [&](const auto& t) { return byte_at(t) < byte; });
+    last = std::partition_point(first, last, [&](const auto& t) { return byte_at(t) <= byte; });
     // The shortest of the range comes first: it is whole if it ends here.
-    if (first != last && first->text.size() == depth + 1) {
-      longest = {begin, begin + depth + 1, first->id};
-    }
+    if (first != last && first->content.size() == depth + 1) longest = &*first;
   }
   return longest;
 }
 
-AddedTokens::Match AddedTokens::Find(std::string_view text, size_t from) const {
-  for (size_t i = from; i < text.size(); ++i) {
-    if (!first_bytes_[static_cast<uint8_t>(text[i])]) continue;
-    const Match match = LongestAt(text, i);
-    if (match.end > match.begin) return match;
+void AddedTokens::Split(std::string_view text, bool parse_special,
+                        absl::FunctionRef<void(std::string_view)> on_text,
+                        absl::FunctionRef<void(int32_t)> on_token) const {
+  size_t done = 0;  // of the text handed out
+  for (size_t at = 0; at < text.size();) {
+    const AddedToken* token =
+        first_bytes_[static_cast<uint8_t>(text[at])] ? LongestAt(text, at) : nullptr;
+    if (token == nullptr) {
+      ++at;
+      continue;
+    }
+    size_t begin = at;
+    size_t end = at + token->content.size();
+    at = end;
+    if (token->special && !parse_special) continue;
+    if (token->single_word && (EndsWithWordCharacter(text.substr(0, begin)) ||
+                               StartsWithWordCharacter(text.substr(end)))) {
+      continue;
+    }
+    if (token->lstrip) begin = std::max(WithoutTrailingSpace(text.substr(0, begin)).size(), done);
+    if (token->rstrip) end = text.size() - WithoutLeadingSpace(text.substr(end)).size();
+    if (begin > done) on_text(text.substr(done, begin - done));
+    on_token(token->id);
+    done = end;
   }
-  return {text.size(), text.size(), -1};
+  if (done < text.size()) on_text(text.substr(done));
 }
 
 }  // namespace penstock::router

@@ -1,10 +1,13 @@
 #include "router/tokenizer/bpe.h"
 
+#include <algorithm>
 #include <cstring>
 #include <functional>
 #include <limits>
 #include <queue>
 #include <string>
+
+#include "router/tokenizer/utf8.h"
 
 namespace penstock::router {
 namespace {
@@ -17,7 +20,7 @@ Merge FindMerge(const Vocabulary& vocabulary, int32_t left, int32_t right) {
   return found == vocabulary.merges.end() ? Merge{kNoRank, -1} : found->second;
 }
 
-// `symbols` holds the `count` bytes' ids, and in the end the tokens. Returns their number.
+// `symbols` holds the word's `count` symbols, and in the end the tokens. Returns their number.
 size_t MergeShort(const Vocabulary& vocabulary, int32_t* symbols, size_t count) {
   Merge pairs[kShortWord];  // pairs[i] merges symbols i and i + 1
   for (size_t i = 0; i + 1 < count; ++i) {
@@ -44,12 +47,12 @@ size_t MergeShort(const Vocabulary& vocabulary, int32_t* symbols, size_t count) 
 // The same for long words: a linked list of symbols and a heap of the pairs that could be merged.
 class LongWord {
  public:
-  LongWord(const Vocabulary& vocabulary, const std::vector<int32_t>& bytes)
+  LongWord(const Vocabulary& vocabulary, const std::vector<int32_t>& symbols)
       : vocabulary_(vocabulary) {
-    nodes_.reserve(bytes.size());
-    for (size_t i = 0; i < bytes.size(); ++i) {
+    nodes_.reserve(symbols.size());
+    for (size_t i = 0; i < symbols.size(); ++i) {
       const auto at = static_cast<int32_t>(i);
-      nodes_.push_back({bytes[i], at - 1, i + 1 < bytes.size() ? at + 1 : -1});
+      nodes_.push_back({symbols[i], at - 1, i + 1 < symbols.size() ? at + 1 : -1});
     }
     for (size_t i = 0; i + 1 < nodes_.size(); ++i) Offer(static_cast<int32_t>(i));
   }
@@ -99,26 +102,58 @@ class LongWord {
   std::priority_queue<Candidate, std::vector<Candidate>, std::greater<>> heap_;
 };
 
+// Calls add(id) for each symbol of the word before anything is merged (vocabulary.h).
+template <typename Add>
+void ForSymbols(const Vocabulary& vocabulary, std::string_view word, Add add) {
+  bool unknown_before = false;
+  const auto add_unknown = [&] {
+    if (vocabulary.unk_id >= 0 && !(unknown_before && vocabulary.fuse_unk)) add(vocabulary.unk_id);
+    unknown_before = true;
+  };
+  const auto byte_id = [&](char c) { return vocabulary.byte_ids[static_cast<uint8_t>(c)]; };
+  if (vocabulary.byte_level) {
+    for (const char c : word) {
+      if (byte_id(c) < 0) {
+        add_unknown();
+      } else {
+        add(byte_id(c));
+        unknown_before = false;
+      }
+    }
+    return;
+  }
+  while (!word.empty()) {
+    const std::string_view character = word.substr(0, NextUtf8(word).length);
+    word.remove_prefix(character.size());
+    const auto found = vocabulary.character_ids.find(character);
+    if (found != vocabulary.character_ids.end()) {
+      add(found->second);
+      unknown_before = false;
+    } else if (std::all_of(character.begin(), character.end(),
+                           [&](char c) { return byte_id(c) >= 0; })) {
+      for (const char c : character) add(byte_id(c));
+      unknown_before = false;
+    } else {
+      add_unknown();
+    }
+  }
+}
+
 }  // namespace
 
 void EncodeWord(const Vocabulary& vocabulary, std::string_view word, std::vector<int32_t>* ids) {
+  // A symbol is at least a byte.
   if (word.size() <= kShortWord) {
     int32_t symbols[kShortWord];
     size_t count = 0;
-    for (char c : word) {
-      const int32_t id = vocabulary.byte_ids[static_cast<uint8_t>(c)];
-      if (id >= 0) symbols[count++] = id;
-    }
+    ForSymbols(vocabulary, word, [&](int32_t id) { symbols[count++] = id; });
     count = MergeShort(vocabulary, symbols, count);
     ids->insert(ids->end(), symbols, symbols + count);
     return;
   }
   std::vector<int32_t> symbols;
   symbols.reserve(word.size());
-  for (char c : word) {
-    const int32_t id = vocabulary.byte_ids[static_cast<uint8_t>(c)];
-    if (id >= 0) symbols.push_back(id);
-  }
+  ForSymbols(vocabulary, word, [&](int32_t id) { symbols.push_back(id); });
   if (!symbols.empty()) LongWord(vocabulary, symbols).AppendTokens(ids);
 }
 

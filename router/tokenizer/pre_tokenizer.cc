@@ -1,20 +1,18 @@
 #include "router/tokenizer/pre_tokenizer.h"
 
-#define PCRE2_CODE_UNIT_WIDTH 8
-#include <pcre2.h>
+#include <algorithm>
+#include <optional>
+#include <utility>
 
-#include <limits>
-
-#include "fmt/format.h"
+#include "common/status.h"
+#include "router/tokenizer/characters.h"
+#include "router/tokenizer/normalizer.h"
+#include "router/tokenizer/utf8.h"
 
 namespace penstock::router {
 namespace {
 
-// Unicode's White_Space, which is what \s means to the models' own tokenisers. PCRE2's \s has
-// U+180E (Mongolian vowel separator) as well, and in a negated class needs care: so it is spelt
-// out.
-#define WS \
-  R"(\x{9}-\x{d}\x{20}\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000})"
+#define WS PENSTOCK_WHITE_SPACE
 
 constexpr std::string_view kGpt2 = R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^)" WS
                                    R"(\p{L}\p{N}]+|[)" WS R"(]+(?![^)" WS R"(])|[)" WS R"(]+)";
@@ -40,7 +38,60 @@ constexpr PreTokenizerFamily kFamilies[] = {
     {"llama-v3", kLlama3, false, true, true},    {"qwen2", kQwen2, true, false, false},
 };
 
+// Calls on_piece(begin, end, is_match) for the matches and for what lies between them, in order.
+// Together they are `text`. An empty match cuts, but at the end of the match before it.
+template <typename OnPiece>
+void ForMatches(const Regex& regex, std::string_view text, OnPiece on_piece) {
+  size_t done = 0;
+  std::optional<size_t> last_end;
+  for (size_t from = 0; from <= text.size();) {
+    const std::optional<Regex::Match> match = regex.Find(text, from);
+    if (!match.has_value()) break;
+    if (match->begin == match->end && last_end == match->end) {
+      if (from == text.size()) break;
+      from += NextUtf8(text.substr(from)).length;
+      continue;
+    }
+    if (match->begin > done) on_piece(done, match->begin, false);
+    if (match->end > match->begin) on_piece(match->begin, match->end, true);
+    done = from = match->end;
+    last_end = match->end;
+  }
+  if (done < text.size()) on_piece(done, text.size(), false);
+}
+
+struct Piece {
+  size_t begin;
+  size_t end;
+  bool is_match;
+};
+
+// Joins pieces as the behaviour says: Contiguous neighbours of one kind; the others a match with
+// the piece before or after it, unless that is a match too.
+std::vector<Piece> Joined(std::vector<Piece> pieces, SplitStep::Behavior behavior) {
+  using Behavior = SplitStep::Behavior;
+  const bool backwards = behavior == Behavior::kMergedWithNext;
+  if (backwards) std::reverse(pieces.begin(), pieces.end());
+  std::vector<Piece> joined;
+  bool previous = false;
+  for (const Piece& piece : pieces) {
+    const bool joins = behavior == Behavior::kContiguous ? piece.is_match == previous
+                                                         : piece.is_match && !previous;
+    previous = piece.is_match;
+    if (!joins || joined.empty()) {
+      joined.push_back(piece);
+    } else {
+      joined.back().begin = std::min(joined.back().begin, piece.begin);
+      joined.back().end = std::max(joined.back().end, piece.end);
+    }
+  }
+  if (backwards) std::reverse(joined.begin(), joined.end());
+  return joined;
+}
+
 }  // namespace
+
+const std::string_view kGpt2Pattern = kGpt2;
 
 absl::StatusOr<const PreTokenizerFamily*> FindPreTokenizerFamily(std::string_view name) {
   std::string known;
@@ -48,62 +99,67 @@ absl::StatusOr<const PreTokenizerFamily*> FindPreTokenizerFamily(std::string_vie
     if (family.name == name) return &family;
     known += fmt::format("{}{}", known.empty() ? "" : ", ", family.name);
   }
-  return absl::InvalidArgumentError(
-      fmt::format("tokenizer.ggml.pre is \"{}\", a pre-tokeniser that Penstock doesn't know: serve "
-                  "a model with "
-                  "one of {}",
-                  name, known));
+  return InvalidArgument(
+      "tokenizer.ggml.pre is \"{}\", a pre-tokeniser that Penstock doesn't know: serve a model "
+      "with one of {}",
+      name, known);
 }
 
 absl::StatusOr<std::unique_ptr<PreTokenizer>> PreTokenizer::Create(
-    const PreTokenizerFamily& family) {
+    std::vector<PreTokenizerStep> steps) {
   std::unique_ptr<PreTokenizer> result(new PreTokenizer());
-  int error = 0;
-  PCRE2_SIZE error_offset = 0;
-  pcre2_code* code =
-      pcre2_compile(reinterpret_cast<PCRE2_SPTR>(family.pattern.data()), family.pattern.size(),
-                    PCRE2_UTF | PCRE2_UCP, &error, &error_offset, nullptr);
-  result->code_ = code;
-  if (code == nullptr || pcre2_jit_compile(code, PCRE2_JIT_COMPLETE) != 0) {
-    return absl::InternalError(
-        fmt::format("PCRE2 can't compile the pre-tokeniser \"{}\" (error {} at {}): it needs UTF "
-                    "and JIT support",
-                    family.name, error, error_offset));
+  for (PreTokenizerStep& step : steps) {
+    if (const auto* split = std::get_if<SplitStep>(&step)) {
+      ASSIGN_OR_RETURN(Regex regex, Regex::Compile(split->pattern));
+      result->steps_.emplace_back(CompiledSplit{std::move(regex), split->behavior, split->invert});
+    } else if (auto* replace = std::get_if<ReplaceStep>(&step)) {
+      result->steps_.emplace_back(std::move(*replace));
+    } else {
+      result->steps_.emplace_back(std::get<PrefixStep>(std::move(step)));
+    }
   }
-  pcre2_match_context* context = pcre2_match_context_create(nullptr);
-  // A long word may take long, but must not be cut.
-  pcre2_set_match_limit(context, std::numeric_limits<uint32_t>::max());
-  result->match_context_ = context;
   return result;
 }
 
-PreTokenizer::~PreTokenizer() {
-  pcre2_match_context_free(static_cast<pcre2_match_context*>(match_context_));
-  pcre2_code_free(static_cast<pcre2_code*>(code_));
+void PreTokenizer::Split(std::string_view text, bool at_start, OnPiece on_word) const {
+  Run(0, text, at_start, on_word);
 }
 
-PreTokenizer::Matcher::Matcher(const PreTokenizer& pre_tokenizer, std::string_view text)
-    : pre_tokenizer_(pre_tokenizer),
-      text_(text),
-      match_data_(pcre2_match_data_create(1, nullptr)) {}
-
-PreTokenizer::Matcher::~Matcher() {
-  pcre2_match_data_free(static_cast<pcre2_match_data*>(match_data_));
+void PreTokenizer::Run(size_t step, std::string_view text, bool at_start, OnPiece on_word) const {
+  if (text.empty()) return;
+  if (step == steps_.size()) return on_word(text);
+  if (const auto* split = std::get_if<CompiledSplit>(&steps_[step])) {
+    SplitPieces(*split, text, [&](std::string_view piece) {
+      Run(step + 1, piece, at_start && piece.data() == text.data(), on_word);
+    });
+  } else if (const auto* replace = std::get_if<ReplaceStep>(&steps_[step])) {
+    Run(step + 1, ReplaceAll(text, replace->from, replace->to), at_start, on_word);
+  } else {
+    const auto& step_prefix = std::get<PrefixStep>(steps_[step]);
+    const bool applies =
+        (at_start || !step_prefix.first_only) && !text.starts_with(step_prefix.prefix);
+    if (!applies) return Run(step + 1, text, at_start, on_word);
+    Run(step + 1, step_prefix.prefix + std::string(text), at_start, on_word);
+  }
 }
 
-bool PreTokenizer::Matcher::Next(size_t from, size_t* begin, size_t* end) {
-  auto* match_data = static_cast<pcre2_match_data*>(match_data_);
-  const int rc =
-      pcre2_jit_match(static_cast<const pcre2_code*>(pre_tokenizer_.code_),
-                      reinterpret_cast<PCRE2_SPTR>(text_.data()), text_.size(), from, 0, match_data,
-                      static_cast<pcre2_match_context*>(pre_tokenizer_.match_context_));
-  // Nothing else than NOMATCH is known to happen, even over megabytes of one kind of character: the
-  // patterns' repeats take no stack. Were it to, the rest would be one word rather than a crash.
-  if (rc <= 0) return false;
-  const PCRE2_SIZE* offsets = pcre2_get_ovector_pointer(match_data);
-  *begin = offsets[0];
-  *end = offsets[1];
-  return true;
+void PreTokenizer::SplitPieces(const CompiledSplit& split, std::string_view text,
+                               OnPiece on_piece) {
+  using Behavior = SplitStep::Behavior;
+  if (split.behavior == Behavior::kIsolated || split.behavior == Behavior::kRemoved) {
+    const bool all = split.behavior == Behavior::kIsolated;
+    ForMatches(split.regex, text, [&](size_t begin, size_t end, bool is_match) {
+      if (all || is_match == split.invert) on_piece(text.substr(begin, end - begin));
+    });
+    return;
+  }
+  std::vector<Piece> pieces;
+  ForMatches(split.regex, text, [&](size_t begin, size_t end, bool is_match) {
+    pieces.push_back({begin, end, is_match != split.invert});
+  });
+  for (const Piece& piece : Joined(std::move(pieces), split.behavior)) {
+    on_piece(text.substr(piece.begin, piece.end - piece.begin));
+  }
 }
 
 }  // namespace penstock::router

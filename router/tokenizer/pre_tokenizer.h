@@ -1,15 +1,43 @@
-// Splits text into words: merges never cross a word's border. One PCRE2 pattern a family, compiled
-// with its JIT. The patterns are those of the models' own tokenizer.json files.
+// Splits text into words: merges never cross a word's border. A list of steps, as in
+// tokenizer.json; a GGUF file names a family of models, whose steps are known here.
 #pragma once
 
 #include <cstddef>
 #include <memory>
 #include <string>
 #include <string_view>
+#include <variant>
+#include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
+#include "router/tokenizer/regex.h"
 
 namespace penstock::router {
+
+// Cuts each piece where the pattern matches.
+struct SplitStep {
+  // What becomes of the matches. As tokenizer.json calls them.
+  enum class Behavior { kIsolated, kRemoved, kMergedWithPrevious, kMergedWithNext, kContiguous };
+
+  std::string pattern;  // PCRE2's language
+  Behavior behavior = Behavior::kIsolated;
+  bool invert = false;  // what lies between the matches counts as the matches
+};
+
+// Replaces a text, which isn't empty, in each piece.
+struct ReplaceStep {
+  std::string from;
+  std::string to;
+};
+
+// Puts a text before each piece that does not begin with it.
+struct PrefixStep {
+  std::string prefix;
+  bool first_only = false;  // before the piece that begins the text alone
+};
+
+using PreTokenizerStep = std::variant<SplitStep, ReplaceStep, PrefixStep>;
 
 // What `tokenizer.ggml.pre` stands for.
 struct PreTokenizerFamily {
@@ -23,52 +51,34 @@ struct PreTokenizerFamily {
 // InvalidArgument, with the names known, if there is none.
 absl::StatusOr<const PreTokenizerFamily*> FindPreTokenizerFamily(std::string_view name);
 
-// Thread-safe.
+// GPT-2's words, which tokenizer.json calls ByteLevel with use_regex.
+extern const std::string_view kGpt2Pattern;
+
+// Immutable.
 class PreTokenizer {
  public:
-  static absl::StatusOr<std::unique_ptr<PreTokenizer>> Create(const PreTokenizerFamily& family);
-  ~PreTokenizer();
-  PreTokenizer(const PreTokenizer&) = delete;
-  PreTokenizer& operator=(const PreTokenizer&) = delete;
+  // InvalidArgument if a pattern isn't valid.
+  static absl::StatusOr<std::unique_ptr<PreTokenizer>> Create(std::vector<PreTokenizerStep> steps);
 
-  // Calls on_word(std::string_view) for each word of `text`, in order; together they are `text`,
-  // which must be valid UTF-8.
-  template <typename OnWord>
-  void Split(std::string_view text, OnWord on_word) const {
-    Matcher matcher(*this, text);
-    size_t done = 0;
-    while (done < text.size()) {
-      size_t begin = 0;
-      size_t end = 0;
-      if (!matcher.Next(done, &begin, &end)) begin = end = text.size();
-      // What no alternative matches is a word as well; today's patterns match everything.
-      if (begin > done) on_word(text.substr(done, begin - done));
-      if (end > begin) on_word(text.substr(begin, end - begin));
-      done = end;
-    }
-  }
+  // Calls on_word for each word of `text`, valid UTF-8, in order; none is empty. `at_start`: the
+  // text is the beginning of what a client gave.
+  void Split(std::string_view text, bool at_start,
+             absl::FunctionRef<void(std::string_view)> on_word) const;
 
  private:
-  // PCRE2's scratch space for one text.
-  class Matcher {
-   public:
-    Matcher(const PreTokenizer& pre_tokenizer, std::string_view text);
-    ~Matcher();
-    Matcher(const Matcher&) = delete;
-    Matcher& operator=(const Matcher&) = delete;
-    // The first match at or after `from`; false if there is none.
-    bool Next(size_t from, size_t* begin, size_t* end);
-
-   private:
-    const PreTokenizer& pre_tokenizer_;
-    std::string_view text_;
-    void* match_data_;
+  using OnPiece = absl::FunctionRef<void(std::string_view)>;
+  struct CompiledSplit {
+    Regex regex;
+    SplitStep::Behavior behavior;
+    bool invert;
   };
+  using Step = std::variant<CompiledSplit, ReplaceStep, PrefixStep>;
 
   PreTokenizer() = default;
+  void Run(size_t step, std::string_view text, bool at_start, OnPiece on_word) const;
+  static void SplitPieces(const CompiledSplit& split, std::string_view text, OnPiece on_piece);
 
-  void* code_ = nullptr;           // pcre2_code
-  void* match_context_ = nullptr;  // pcre2_match_context
+  std::vector<Step> steps_;
 };
 
 }  // namespace penstock::router

@@ -1,75 +1,74 @@
 #include "router/tokenizer/tokenizer.h"
 
-#include <utf8proc.h>
-
-#include <cstdlib>
 #include <utility>
 
 #include "common/status.h"
-#include "fmt/format.h"
+#include "router/tokenizer/gguf_tokenizer.h"
+#include "router/tokenizer/hf_tokenizer.h"
 #include "router/tokenizer/utf8.h"
 
 namespace penstock::router {
 namespace {
 
-// `text`, valid UTF-8, in Unicode's normal form C.
-std::string ToNfc(std::string_view text) {
-  utf8proc_uint8_t* normalised = nullptr;
-  const utf8proc_ssize_t size =
-      utf8proc_map(reinterpret_cast<const utf8proc_uint8_t*>(text.data()),
-                   static_cast<utf8proc_ssize_t>(text.size()), &normalised,
-                   static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE));
-  if (size < 0) return std::string(text);  // out of memory, or more than 2 GiB
-  std::string result(reinterpret_cast<const char*>(normalised), static_cast<size_t>(size));
-  std::free(normalised);
-  return result;
-}
-
-bool IsAscii(std::string_view text) {
-  for (char c : text) {
-    if (static_cast<uint8_t>(c) >= 0x80) return false;
+// Those that are found in the normalised text, with their content normalised too; or the others.
+std::vector<AddedToken> Select(const TokenizerDescription& description, bool normalized) {
+  const Normalizer normalizer(description.normalizer);
+  std::vector<AddedToken> tokens;
+  for (const AddedToken& token : description.added_tokens) {
+    if (token.normalized != normalized) continue;
+    tokens.push_back(token);
+    std::string storage;
+    if (normalized) {
+      tokens.back().content = std::string(normalizer.Apply(token.content, &storage));
+    }
   }
-  return true;
+  return tokens;
 }
 
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::FromGguf(const GgufFile& file) {
-  ASSIGN_OR_RETURN(Vocabulary vocabulary, LoadVocabulary(file));
-  ASSIGN_OR_RETURN(const std::string_view pre, file.GetString("tokenizer.ggml.pre"));
-  const auto family = FindPreTokenizerFamily(pre);
-  if (!family.ok()) {
-    return absl::InvalidArgumentError(
-        fmt::format("{}: {}", file.path(), std::string(family.status().message())));
-  }
-  ASSIGN_OR_RETURN(auto pre_tokenizer, PreTokenizer::Create(**family));
-  ASSIGN_OR_RETURN(const auto add_bos, file.FindBool("tokenizer.ggml.add_bos_token"));
+  ASSIGN_OR_RETURN(TokenizerDescription description, ReadGgufTokenizer(file));
+  return Create(std::move(description));
+}
+
+absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::FromHf(const std::string& dir,
+                                                             const HfConfig& config) {
+  ASSIGN_OR_RETURN(TokenizerDescription description, ReadHfTokenizer(dir, config));
+  return Create(std::move(description));
+}
+
+std::unique_ptr<Tokenizer> Tokenizer::WithoutText(const HfConfig& config) {
+  TokenizerDescription description;
+  description.vocabulary.bos_id = config.bos_token_id.value_or(-1);
+  description.vocabulary.end_ids = config.eos_token_ids;
+  if (!config.eos_token_ids.empty()) description.vocabulary.eos_id = config.eos_token_ids.front();
   std::unique_ptr<Tokenizer> tokenizer(
-      new Tokenizer(std::move(vocabulary), **family, std::move(pre_tokenizer)));
-  tokenizer->add_bos_ = tokenizer->bos_id() >= 0 && add_bos.value_or((*family)->adds_bos);
+      new Tokenizer(std::move(description), *PreTokenizer::Create({})));
+  tokenizer->has_text_ = false;
   return tokenizer;
 }
 
-Tokenizer::Tokenizer(Vocabulary vocabulary, const PreTokenizerFamily& family,
-                     std::unique_ptr<PreTokenizer> pre_tokenizer)
-    : vocabulary_(std::move(vocabulary)),
-      family_(family),
-      pre_tokenizer_(std::move(pre_tokenizer)),
-      added_tokens_(vocabulary_, true),
-      user_defined_tokens_(vocabulary_, false) {
-  if (!family_.ignore_merges) return;
-  for (size_t id = 0; id < vocabulary_.tokens.size(); ++id) {
-    const Token& token = vocabulary_.tokens[id];
-    if (token.kind == TokenKind::kNormal) {
-      whole_words_.emplace(token.bytes, static_cast<int32_t>(id));
-    }
-  }
+absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Create(TokenizerDescription description) {
+  ASSIGN_OR_RETURN(auto pre_tokenizer, PreTokenizer::Create(std::move(description.pre_tokenizer)));
+  return std::unique_ptr<Tokenizer>(
+      new Tokenizer(std::move(description), std::move(pre_tokenizer)));
 }
 
+Tokenizer::Tokenizer(TokenizerDescription description, std::unique_ptr<PreTokenizer> pre_tokenizer)
+    : vocabulary_(std::move(description.vocabulary)),
+      added_tokens_(Select(description, false)),
+      normalized_added_tokens_(Select(description, true)),
+      normalizer_(std::move(description.normalizer)),
+      pre_tokenizer_(std::move(pre_tokenizer)),
+      prefix_ids_(std::move(description.prefix_ids)),
+      suffix_ids_(std::move(description.suffix_ids)),
+      num_leading_spaces_(description.num_leading_spaces) {}
+
 void Tokenizer::AppendWord(std::string_view word, std::vector<int32_t>* ids) const {
-  if (family_.ignore_merges) {
-    const auto whole = whole_words_.find(word);
-    if (whole != whole_words_.end()) {
+  if (!vocabulary_.whole_words.empty()) {
+    const auto whole = vocabulary_.whole_words.find(word);
+    if (whole != vocabulary_.whole_words.end()) {
       ids->push_back(whole->second);
       return;
     }
@@ -81,13 +80,17 @@ void Tokenizer::AppendWord(std::string_view word, std::vector<int32_t>* ids) con
   cache_.Insert(word, hash, ids->data() + before, ids->size() - before);
 }
 
-void Tokenizer::AppendText(std::string_view text, std::vector<int32_t>* ids) const {
-  std::string normalised;
-  if (family_.nfc && !IsAscii(text)) {
-    normalised = ToNfc(text);
-    text = normalised;
-  }
-  pre_tokenizer_->Split(text, [this, ids](std::string_view word) { AppendWord(word, ids); });
+void Tokenizer::AppendText(std::string_view text, bool at_start, bool parse_special,
+                           std::vector<int32_t>* ids) const {
+  std::string storage;
+  text = normalizer_.Apply(text, &storage);
+  const auto append_words = [&](std::string_view piece) {
+    pre_tokenizer_->Split(piece, at_start && piece.data() == text.data(),
+                          [&](std::string_view word) { AppendWord(word, ids); });
+  };
+  if (normalized_added_tokens_.empty()) return append_words(text);
+  normalized_added_tokens_.Split(text, parse_special, append_words,
+                                 [ids](int32_t id) { ids->push_back(id); });
 }
 
 std::vector<int32_t> Tokenizer::Encode(std::string_view text, bool parse_special) const {
@@ -98,13 +101,20 @@ std::vector<int32_t> Tokenizer::Encode(std::string_view text, bool parse_special
   }
   std::vector<int32_t> ids;
   ids.reserve(text.size() / 4 + 1);  // a token of English is about four bytes
-  const AddedTokens& added = parse_special ? added_tokens_ : user_defined_tokens_;
-  for (size_t done = 0; done < text.size();) {
-    const AddedTokens::Match match = added.Find(text, done);
-    AppendText(text.substr(done, match.begin - done), &ids);
-    if (match.end > match.begin) ids.push_back(match.id);
-    done = match.end;
-  }
+  added_tokens_.Split(
+      text, parse_special,
+      [&](std::string_view piece) {
+        AppendText(piece, piece.data() == text.data(), parse_special, &ids);
+      },
+      [&ids](int32_t id) { ids.push_back(id); });
+  return ids;
+}
+
+std::vector<int32_t> Tokenizer::EncodePrompt(std::string_view text, bool add_special) const {
+  std::vector<int32_t> ids = Encode(text, /*parse_special=*/true);
+  if (!add_special) return ids;
+  ids.insert(ids.begin(), prefix_ids_.begin(), prefix_ids_.end());
+  ids.insert(ids.end(), suffix_ids_.begin(), suffix_ids_.end());
   return ids;
 }
 
@@ -114,6 +124,7 @@ std::string Tokenizer::Decode(std::span<const int32_t> ids, bool skip_special) c
     if (skip_special && IsSpecial(id)) continue;
     bytes += TokenBytes(id);
   }
+  for (int i = 0; i < num_leading_spaces_ && bytes.starts_with(' '); ++i) bytes.erase(0, 1);
   return IsValidUtf8(bytes) ? bytes : ReplaceInvalidUtf8(bytes);
 }
 

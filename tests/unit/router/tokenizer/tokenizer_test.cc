@@ -9,6 +9,7 @@
 #include <thread>
 #include <vector>
 
+#include "router/tokenizer/gguf_tokenizer.h"
 #include "router/tokenizer/utf8.h"
 #include "tests/unit/router/test_models.h"
 
@@ -117,17 +118,18 @@ TEST(TokenizerTest, RandomTextSurvivesARoundTrip) {
 TEST(TokenizerTest, LongAndShortWordsMergeAlike) {
   const auto file = OpenBuilt(TinyVocabulary().Builder());
   ASSERT_TRUE(file.ok()) << file.status();
-  const auto vocabulary = LoadVocabulary(**file);
-  ASSERT_TRUE(vocabulary.ok()) << vocabulary.status();
+  const auto description = ReadGgufTokenizer(**file);
+  ASSERT_TRUE(description.ok()) << description.status();
+  const Vocabulary& vocabulary = description->vocabulary;
   const auto naive = [&](std::string_view word) {
     std::vector<int32_t> ids;
-    for (char c : word) ids.push_back(vocabulary->byte_ids[static_cast<uint8_t>(c)]);
+    for (char c : word) ids.push_back(vocabulary.byte_ids[static_cast<uint8_t>(c)]);
     while (true) {
       size_t best = ids.size();
       Merge best_merge{};
       for (size_t i = 0; i + 1 < ids.size(); ++i) {
-        const auto merge = vocabulary->merges.find(Vocabulary::MergeKey(ids[i], ids[i + 1]));
-        if (merge == vocabulary->merges.end()) continue;
+        const auto merge = vocabulary.merges.find(Vocabulary::MergeKey(ids[i], ids[i + 1]));
+        if (merge == vocabulary.merges.end()) continue;
         if (best < ids.size() && merge->second.rank >= best_merge.rank) continue;
         best = i;
         best_merge = merge->second;
@@ -144,7 +146,7 @@ TEST(TokenizerTest, LongAndShortWordsMergeAlike) {
     std::string word;
     for (uint32_t length = random() % 120; length > 0; --length) word += "hello w"[random() % 7];
     std::vector<int32_t> ids;
-    EncodeWord(*vocabulary, word, &ids);
+    EncodeWord(vocabulary, word, &ids);
     ASSERT_EQ(ids, naive(word)) << word << " seed " << seed;
   }
 }

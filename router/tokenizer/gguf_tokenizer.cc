@@ -1,11 +1,12 @@
-#include "router/tokenizer/vocabulary.h"
+#include "router/tokenizer/gguf_tokenizer.h"
 
 #include <algorithm>
-#include <optional>
+#include <string_view>
 #include <unordered_map>
+#include <utility>
 
 #include "common/status.h"
-#include "fmt/format.h"
+#include "router/tokenizer/byte_alphabet.h"
 
 namespace penstock::router {
 namespace {
@@ -19,40 +20,6 @@ constexpr std::string_view kEndTexts[] = {
 absl::Status Bad(const GgufFile& file, std::string_view problem) {
   return absl::InvalidArgumentError(fmt::format(
       "{}: {}: the vocabulary is damaged, convert the model again", file.path(), problem));
-}
-
-// GPT-2 writes each byte as a printable character: bytes that are printable in Latin-1 as
-// themselves, the others, in order, as U+0100 and up. The inverse, by code point; -1 for none.
-std::array<int16_t, 0x144> MakeByteOfCodePoint() {
-  std::array<int16_t, 0x144> byte_of{};
-  byte_of.fill(-1);
-  int next = 0x100;
-  for (int byte = 0; byte < 256; ++byte) {
-    const bool printable = (byte >= 0x21 && byte <= 0x7e) || (byte >= 0xa1 && byte != 0xad);
-    byte_of[printable ? byte : next++] = static_cast<int16_t>(byte);
-  }
-  return byte_of;
-}
-
-// The raw bytes that a token's text stands for, nullopt if it isn't in GPT-2's alphabet.
-std::optional<std::string> BytesOf(std::string_view text) {
-  static const std::array<int16_t, 0x144> kByteOf = MakeByteOfCodePoint();
-  std::string bytes;
-  for (size_t i = 0; i < text.size();) {
-    const auto lead = static_cast<uint8_t>(text[i]);
-    uint32_t code_point = lead;
-    if (lead >= 0x80) {
-      // The alphabet ends at U+0143, so that two bytes are the most.
-      if (lead < 0xc2 || lead > 0xc5 || i + 1 == text.size()) return std::nullopt;
-      const auto next = static_cast<uint8_t>(text[i + 1]);
-      if ((next & 0xc0) != 0x80) return std::nullopt;
-      code_point = (lead & 0x1fu) << 6 | (next & 0x3fu);
-    }
-    if (code_point >= kByteOf.size() || kByteOf[code_point] < 0) return std::nullopt;
-    bytes += static_cast<char>(kByteOf[code_point]);
-    i += lead < 0x80 ? 1 : 2;
-  }
-  return bytes;
 }
 
 absl::Status LoadTokens(const GgufFile& file, const std::vector<std::string_view>& texts,
@@ -70,7 +37,7 @@ absl::Status LoadTokens(const GgufFile& file, const std::vector<std::string_view
     Token token{.bytes = std::string(texts[i]), .kind = static_cast<TokenKind>(kind)};
     // Control and user-defined tokens stand in the file as they are.
     if (token.kind != TokenKind::kControl && token.kind != TokenKind::kUserDefined) {
-      token.bytes = BytesOf(texts[i]).value_or(token.bytes);
+      token.bytes = BytesOfText(texts[i]).value_or(token.bytes);
     }
     vocabulary->tokens.push_back(std::move(token));
   }
@@ -136,15 +103,13 @@ absl::Status LoadSpecialIds(const GgufFile& file, Vocabulary* vocabulary) {
   return absl::OkStatus();
 }
 
-}  // namespace
-
 absl::StatusOr<Vocabulary> LoadVocabulary(const GgufFile& file) {
   ASSIGN_OR_RETURN(const std::string_view model, file.GetString("tokenizer.ggml.model"));
   if (model != "gpt2") {
-    return absl::InvalidArgumentError(
-        fmt::format("{}: tokenizer.ggml.model is \"{}\"; Penstock knows byte-level BPE (\"gpt2\") "
-                    "alone: serve a model that has one",
-                    file.path(), model));
+    return InvalidArgument(
+        "{}: tokenizer.ggml.model is \"{}\"; Penstock knows byte-level BPE (\"gpt2\") alone: serve "
+        "a model that has one",
+        file.path(), model);
   }
   ASSIGN_OR_RETURN(const auto texts, file.GetArray<std::string_view>("tokenizer.ggml.tokens"));
   Vocabulary vocabulary;
@@ -152,7 +117,6 @@ absl::StatusOr<Vocabulary> LoadVocabulary(const GgufFile& file) {
 
   std::unordered_map<std::string_view, int32_t> ids;
   ids.reserve(texts.size());
-  vocabulary.byte_ids.fill(-1);
   for (size_t i = 0; i < texts.size(); ++i) {
     if (!ids.emplace(texts[i], static_cast<int32_t>(i)).second) {
       return Bad(file, fmt::format("tokens {} and {} are the same", ids[texts[i]], i));
@@ -160,12 +124,43 @@ absl::StatusOr<Vocabulary> LoadVocabulary(const GgufFile& file) {
     const Token& token = vocabulary.tokens[i];
     const bool is_byte = token.kind != TokenKind::kControl &&
                          token.kind != TokenKind::kUserDefined && token.bytes.size() == 1;
-    if (is_byte)
+    if (is_byte) {
       vocabulary.byte_ids[static_cast<uint8_t>(token.bytes[0])] = static_cast<int32_t>(i);
+    }
   }
   RETURN_IF_ERROR(LoadMerges(file, ids, &vocabulary));
   RETURN_IF_ERROR(LoadSpecialIds(file, &vocabulary));
   return vocabulary;
+}
+
+}  // namespace
+
+absl::StatusOr<TokenizerDescription> ReadGgufTokenizer(const GgufFile& file) {
+  TokenizerDescription description;
+  ASSIGN_OR_RETURN(description.vocabulary, LoadVocabulary(file));
+  ASSIGN_OR_RETURN(const std::string_view pre, file.GetString("tokenizer.ggml.pre"));
+  const auto found = FindPreTokenizerFamily(pre);
+  if (!found.ok()) return InvalidArgument("{}: {}", file.path(), Message(found.status()));
+  const PreTokenizerFamily& family = **found;
+  description.pre_tokenizer.emplace_back(SplitStep{.pattern = std::string(family.pattern)});
+  if (family.nfc) description.normalizer.push_back({.kind = NormalizerStep::Kind::kNfc});
+
+  Vocabulary& vocabulary = description.vocabulary;
+  for (size_t i = 0; i < vocabulary.tokens.size(); ++i) {
+    const Token& token = vocabulary.tokens[i];
+    const auto id = static_cast<int32_t>(i);
+    const bool special = token.kind == TokenKind::kControl;
+    if (special || token.kind == TokenKind::kUserDefined) {
+      description.added_tokens.push_back({.content = token.bytes, .id = id, .special = special});
+    } else if (family.ignore_merges && token.kind == TokenKind::kNormal) {
+      vocabulary.whole_words.emplace(token.bytes, id);
+    }
+  }
+  ASSIGN_OR_RETURN(const auto add_bos, file.FindBool("tokenizer.ggml.add_bos_token"));
+  if (vocabulary.bos_id >= 0 && add_bos.value_or(family.adds_bos)) {
+    description.prefix_ids = {vocabulary.bos_id};
+  }
+  return description;
 }
 
 }  // namespace penstock::router
