@@ -12,13 +12,13 @@ absl::StatusOr<Checkpoint> OpenCheckpoint(const std::string& path, bool with_ten
   if (IsHfCheckpoint(path)) {
     ASSIGN_OR_RETURN(checkpoint.spec, ReadHfModelSpec(path));
     if (!with_tensors) return checkpoint;
-    ASSIGN_OR_RETURN(auto tensors, SafetensorsCheckpoint::Open(path));
-    checkpoint.tensors = std::make_unique<const TensorSource>(std::move(tensors));
+    ASSIGN_OR_RETURN(const auto tensors, SafetensorsCheckpoint::Open(path));
+    checkpoint.tensors = std::make_unique<const TensorSource>(tensors);
     return checkpoint;
   }
-  ASSIGN_OR_RETURN(auto file, GgufFile::Open(path));
+  ASSIGN_OR_RETURN(const auto file, GgufFile::Open(path));
   ASSIGN_OR_RETURN(checkpoint.spec, ReadModelSpec(*file));
-  if (with_tensors) checkpoint.tensors = std::make_unique<const TensorSource>(std::move(file));
+  if (with_tensors) checkpoint.tensors = std::make_unique<const TensorSource>(file);
   return checkpoint;
 }
 

@@ -13,7 +13,6 @@
 namespace penstock::worker {
 namespace {
 
-using kernels::WeightFormat;
 using kernels::WeightSegment;
 using kernels::WeightUse;
 
@@ -242,7 +241,7 @@ absl::StatusOr<std::unique_ptr<kernels::Buffer>> Loader::Norm(TensorRole role, i
 absl::StatusOr<std::unique_ptr<kernels::Buffer>> Loader::Upload(std::span<const float> values) {
   ASSIGN_OR_RETURN(std::unique_ptr<kernels::Buffer> buffer,
                    backend_->Allocate(values.size_bytes()));
-  std::memcpy(buffer->data, values.data(), values.size_bytes());
+  RETURN_IF_ERROR(backend_->Upload(*buffer, values.data(), values.size_bytes()));
   return buffer;
 }
 

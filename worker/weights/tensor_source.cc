@@ -64,7 +64,7 @@ std::optional<WeightFormat> FormatOf(std::string_view dtype) {
 
 }  // namespace
 
-TensorSource::TensorSource(std::shared_ptr<const GgufFile> file)
+TensorSource::TensorSource(const std::shared_ptr<const GgufFile>& file)
     : format_(Format::kGguf), files_(file), path_(file->path()) {
   for (const GgufTensor& tensor : file->tensors()) {
     const GgmlTypeInfo& type = GetGgmlTypeInfo(tensor.type);
@@ -78,7 +78,7 @@ TensorSource::TensorSource(std::shared_ptr<const GgufFile> file)
   }
 }
 
-TensorSource::TensorSource(std::shared_ptr<const SafetensorsCheckpoint> checkpoint)
+TensorSource::TensorSource(const std::shared_ptr<const SafetensorsCheckpoint>& checkpoint)
     : format_(Format::kSafetensors), files_(checkpoint), path_(checkpoint->dir()) {
   for (const SafetensorsTensor& tensor : checkpoint->tensors()) {
     Add({.name = tensor.name,

@@ -51,8 +51,8 @@ struct SourceTensor {
 // Immutable. Keeps the files mapped; what it hands out lives as long as it does.
 class TensorSource {
  public:
-  explicit TensorSource(std::shared_ptr<const GgufFile> file);
-  explicit TensorSource(std::shared_ptr<const SafetensorsCheckpoint> checkpoint);
+  explicit TensorSource(const std::shared_ptr<const GgufFile>& file);
+  explicit TensorSource(const std::shared_ptr<const SafetensorsCheckpoint>& checkpoint);
   TensorSource(const TensorSource&) = delete;
   TensorSource& operator=(const TensorSource&) = delete;
 

@@ -38,6 +38,7 @@ std::vector<Position> Score(const std::string& name, const json& golden, int num
   EXPECT_TRUE(driver.ok()) << driver.status();
   if (!driver.ok()) return {};
   std::vector<WorkerProcess> workers;
+  workers.reserve(num_ranks);
   for (int rank = 0; rank < num_ranks; ++rank) {
     workers.push_back(WorkerProcess::Start(
         engine, rank,
