@@ -1,0 +1,1 @@
+penstock_gpu_test(cuda_linear_test SOURCES linear_test.cc DEPS kernels_cuda_linear)

@@ -1,0 +1,1 @@
+penstock_binary(cuda_linear_bench SOURCES cuda_linear_bench.cc DEPS kernels_cuda_linear)
