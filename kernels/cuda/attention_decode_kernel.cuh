@@ -1,0 +1,513 @@
+// The decode kernel (attention_decode.h). Each warp streams its own slices of 16 (32) tokens
+// through its own ring of shared memory stages by cp.async, so the main loop has no block barrier;
+// warps meet only at the end of a (row, head).
+//
+// Per slice S^T = K Q^T and O^T += V^T P^T on the tensor cores: tokens take the 16 rows of
+// mma.m16n8k16 and the queries of the group its 8 columns (16 in two), so a group of 4 wastes half
+// a product, not three quarters.
+#pragma once
+
+#include <cmath>
+
+#include "kernels/cuda/attention_decode.h"
+#include "kernels/cuda/attention_mma.cuh"
+
+namespace penstock::kernels::cuda {
+
+struct DecodeKernelParams {
+  const __nv_bfloat16* q = nullptr;
+  int64_t q_stride = 0;
+  __nv_bfloat16* out = nullptr;
+  const __nv_bfloat16* k = nullptr;
+  const __nv_bfloat16* v = nullptr;
+  const int32_t* context_len = nullptr;
+  const int32_t* slot_of_token = nullptr;
+  const int32_t* page_table = nullptr;
+  int64_t page_table_stride = 0;
+  DecodeWorkspace workspace;
+  int32_t num_kv_heads = 0;
+  int32_t group = 0;
+  int32_t page_shift = 0;
+  float scale_log2 = 0;  // scale * log2(e): the softmax is in base 2
+};
+
+template <int kHeadSize, int kQueryTiles, int kWarps, int kStages>
+struct DecodeShape {
+  static constexpr int kThreads = kWarps * 32;
+  static constexpr int kTokenTiles = kHeadSize == 64 ? 2 : 1;  // of 16 tokens a slice
+  static constexpr int kSlice = 16 * kTokenTiles;
+  static constexpr int kTile = kSlice * kWarps;
+  static constexpr int kQueries = 8 * kQueryTiles;
+  static constexpr int kRowChunks = kHeadSize / 8;            // of 16 bytes
+  static constexpr int kSliceBytes = kSlice * kHeadSize * 2;  // of K, and of V
+  static constexpr int kCopies = kSliceBytes / 512;  // 16-byte copies a lane, of K and of V
+  static constexpr int kWarpBytes = kStages * 2 * kSliceBytes;
+  static constexpr int kMergeRow =
+      kHeadSize + 4;  // floats; the 4 spread a warp's stores over the banks
+  static constexpr int kRingBytes = kWarps * kWarpBytes;
+  static constexpr int MergeBytes(int group) {
+    return kWarps * (group * kMergeRow * 4 + kQueries * 8);
+  }
+  static constexpr int SharedBytes(int group) { return kRingBytes + MergeBytes(group) + 16; }
+};
+
+// A place in the list of tiles, and the page ids of the slices ahead of it.
+template <typename Shape>
+struct TileCursor {
+  int row, head, tile, num_tiles, context;
+
+  __device__ void Enter(const DecodeKernelParams& p) {
+    context = __ldcg(p.context_len + row);
+    num_tiles = max(1, (context + Shape::kTile - 1) / Shape::kTile);
+  }
+  // True if a new (row, head) begins.
+  __device__ bool Advance(const DecodeKernelParams& p, bool more) {
+    if (++tile < num_tiles) return false;
+    tile = 0;
+    if (++head == p.num_kv_heads) {
+      head = 0;
+      ++row;
+      if (more) Enter(p);
+    }
+    return true;
+  }
+};
+
+// Issues the copies of a warp's slices, in the order of the tiles.
+template <typename Shape, int kHeadSize>
+class SliceLoader {
+ public:
+  __device__ SliceLoader(const DecodeKernelParams& p, const DecodeBlockStart& start, int warp,
+                         int lane)
+      : p_(p), warp_(warp), lane_(lane), left_(start.count) {
+    at_.row = start.row;
+    at_.head = start.head;
+    at_.tile = start.tile;
+    at_.Enter(p);
+    LoadPages();
+  }
+
+  // True if the slice holds the row's last token, whose key and value this very step has written.
+  __device__ bool has_new_token() const {
+    return left_ > 0 && first_token() + Shape::kSlice >= at_.context;
+  }
+
+  // Starts the copy of the next slice into the stage at `shared`, and moves on.
+  __device__ void Next(uint32_t shared) {
+    if (left_ <= 0) return;
+    if (first_token() < at_.context) Copy(shared);
+    --left_;
+    const bool new_head = at_.Advance(p_, left_ > 0);
+    if (left_ > 0 && (new_head || at_.tile - pages_tile_ >= kPagedTiles)) LoadPages();
+  }
+
+ private:
+  static constexpr int kGroups = Shape::kSlice / 8;  // of 8 tokens: each lies in one page
+  static constexpr int kPagedTiles = 32 / kGroups;   // tiles whose page ids the warp's lanes hold
+
+  __device__ int first_token() const { return at_.tile * Shape::kTile + warp_ * Shape::kSlice; }
+
+  __device__ void LoadPages() {
+    pages_tile_ = at_.tile;
+    const int token =
+        (at_.tile + lane_ / kGroups) * Shape::kTile + warp_ * Shape::kSlice + lane_ % kGroups * 8;
+    page_ = 0;
+    if (token < at_.context) {
+      const int64_t slot = __ldcg(p_.slot_of_token + at_.row);
+      page_ = __ldcg(p_.page_table + slot * p_.page_table_stride + (token >> p_.page_shift));
+    }
+  }
+
+  __device__ void Copy(uint32_t shared) {
+    constexpr int kCopiesPerGroup = Shape::kCopies / kGroups;
+    constexpr int kTokensPerCopy = 32 / Shape::kRowChunks;
+    const int first = first_token();
+    const int valid = at_.context - first;
+    const int page_size = 1 << p_.page_shift;
+    const int lane_token = lane_ / Shape::kRowChunks;
+    const int lane_chunk = lane_ % Shape::kRowChunks;
+#pragma unroll
+    for (int group = 0; group < kGroups; ++group) {
+      const int page = __shfl_sync(0xffffffffu, page_, (at_.tile - pages_tile_) * kGroups + group);
+      const int line = (first + group * 8) & (page_size - 1);
+      const int64_t offset =
+          ((static_cast<int64_t>(page) * p_.num_kv_heads + at_.head) * page_size + line) *
+              kHeadSize +
+          lane_ * 8;
+#pragma unroll
+      for (int i = 0; i < kCopiesPerGroup; ++i) {
+        const int token = group * 8 + i * kTokensPerCopy + lane_token;
+        const uint32_t to = shared + token * (kHeadSize * 2) + ((lane_chunk ^ (token & 7)) << 4);
+        CopyAsync16(to, p_.k + offset + i * 256, token < valid);
+        CopyAsync16(to + Shape::kSliceBytes, p_.v + offset + i * 256, token < valid);
+      }
+    }
+  }
+
+  const DecodeKernelParams& p_;
+  const int warp_;
+  const int lane_;
+  int left_;
+  TileCursor<Shape> at_;
+  int pages_tile_ = 0;
+  int page_ = 0;
+};
+
+// A warp's running softmax over the slices of one (row, head).
+template <typename Shape, int kHeadSize, int kQueryTiles>
+struct WarpState {
+  float out[kHeadSize / 16][kQueryTiles][4];  // O^T: rows are head elements, columns queries
+  float maximum[kQueryTiles][2];              // of query 2 * (lane % 4) + {0, 1}
+  float sum[kQueryTiles][2];                  // this lane's tokens only
+
+  __device__ void Clear() {
+#pragma unroll
+    for (int j = 0; j < kQueryTiles; ++j) {
+#pragma unroll
+      for (int i = 0; i < kHeadSize / 16; ++i) {
+#pragma unroll
+        for (int c = 0; c < 4; ++c) out[i][j][c] = 0;
+      }
+      maximum[j][0] = maximum[j][1] = -INFINITY;
+      sum[j][0] = sum[j][1] = 0;
+    }
+  }
+
+  // Adds the slice at `shared`, of whose tokens the first `valid` (> 0) count.
+  __device__ void Add(uint32_t shared, const uint32_t (&q)[kHeadSize / 16][kQueryTiles][2],
+                      int valid, float scale_log2, int lane) {
+    float s[Shape::kTokenTiles][kQueryTiles][4] = {};
+    const int k_token = lane % 16;
+#pragma unroll
+    for (int step = 0; step < kHeadSize / 16; ++step) {
+      const int chunk = (step * 2 + lane / 16) ^ (k_token & 7);
+#pragma unroll
+      for (int t = 0; t < Shape::kTokenTiles; ++t) {
+        uint32_t a[4];
+        LoadMatrix4(a, shared + (t * 16 + k_token) * (kHeadSize * 2) + (chunk << 4));
+#pragma unroll
+        for (int j = 0; j < kQueryTiles; ++j) MultiplyAdd(s[t][j], a, q[step][j][0], q[step][j][1]);
+      }
+    }
+    uint32_t weights[Shape::kTokenTiles][kQueryTiles][2];
+    Softmax(s, weights, valid, scale_log2, lane);
+
+    const uint32_t values = shared + Shape::kSliceBytes;
+    const int v_token = lane % 8 + lane / 16 * 8;
+#pragma unroll
+    for (int t = 0; t < Shape::kTokenTiles; ++t) {
+#pragma unroll
+      for (int i = 0; i < kHeadSize / 16; ++i) {
+        const int chunk = (i * 2 + lane / 8 % 2) ^ (v_token & 7);
+        uint32_t a[4];
+        LoadMatrix4Transposed(a, values + (t * 16 + v_token) * (kHeadSize * 2) + (chunk << 4));
+#pragma unroll
+        for (int j = 0; j < kQueryTiles; ++j) {
+          MultiplyAdd(out[i][j], a, weights[t][j][0], weights[t][j][1]);
+        }
+      }
+    }
+  }
+
+  __device__ void Softmax(float (&s)[Shape::kTokenTiles][kQueryTiles][4],
+                          uint32_t (&weights)[Shape::kTokenTiles][kQueryTiles][2], int valid,
+                          float scale_log2, int lane) {
+#pragma unroll
+    for (int j = 0; j < kQueryTiles; ++j) {
+      float top[2] = {-INFINITY, -INFINITY};
+#pragma unroll
+      for (int t = 0; t < Shape::kTokenTiles; ++t) {
+#pragma unroll
+        for (int c = 0; c < 4; ++c) {
+          const int token = t * 16 + lane / 4 + c / 2 * 8;
+          s[t][j][c] = token < valid ? s[t][j][c] * scale_log2 : -INFINITY;
+          top[c % 2] = fmaxf(top[c % 2], s[t][j][c]);
+        }
+      }
+      bool grew = false;
+      float shrink[2];
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+#pragma unroll
+        for (int mask = 4; mask < 32; mask *= 2) {
+          top[c] = fmaxf(top[c], __shfl_xor_sync(0xffffffffu, top[c], mask));
+        }
+        const float now = fmaxf(maximum[j][c], top[c]);  // finite: token 0 is valid
+        shrink[c] = Exp2(maximum[j][c] - now);
+        grew |= now != maximum[j][c];
+        maximum[j][c] = now;
+        sum[j][c] *= shrink[c];
+      }
+      if (__any_sync(0xffffffffu, grew)) {
+#pragma unroll
+        for (int i = 0; i < kHeadSize / 16; ++i) {
+#pragma unroll
+          for (int c = 0; c < 4; ++c) out[i][j][c] *= shrink[c % 2];
+        }
+      }
+#pragma unroll
+      for (int t = 0; t < Shape::kTokenTiles; ++t) {
+        float w[4];
+#pragma unroll
+        for (int c = 0; c < 4; ++c) {
+          w[c] = Exp2(s[t][j][c] - maximum[j][c % 2]);
+          sum[j][c % 2] += w[c];
+        }
+        weights[t][j][0] = TransposeMatrix(PackBf16(w[0], w[1]));
+        weights[t][j][1] = TransposeMatrix(PackBf16(w[2], w[3]));
+      }
+    }
+  }
+};
+
+// q as the right-hand fragments of K Q^T; columns of queries past the group are 0.
+template <int kHeadSize, int kQueryTiles>
+__device__ __forceinline__ void LoadQueries(uint32_t (&q)[kHeadSize / 16][kQueryTiles][2],
+                                            const DecodeKernelParams& p, int row, int head,
+                                            int lane) {
+#pragma unroll
+  for (int j = 0; j < kQueryTiles; ++j) {
+    const int query = j * 8 + lane / 4;
+    const __nv_bfloat16* from = p.q + row * p.q_stride +
+                                static_cast<int64_t>(head * p.group + query) * kHeadSize +
+                                lane % 4 * 2;
+#pragma unroll
+    for (int step = 0; step < kHeadSize / 16; ++step) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        q[step][j][half] =
+            query < p.group ? *reinterpret_cast<const uint32_t*>(from + step * 16 + half * 8) : 0u;
+      }
+    }
+  }
+}
+
+// What a block knows of its part of the list.
+struct DecodePart {
+  DecodePlanHeader header;
+  int first = 0;  // tiles [first, first + count) of the list
+  int count = 0;
+  __device__ int FirstOf(int block) const { return block * header.base + min(block, header.extra); }
+  __device__ int BlockOf(int tile) const {
+    const int big = header.extra * (header.base + 1);
+    return tile < big ? tile / (header.base + 1) : header.extra + (tile - big) / header.base;
+  }
+};
+
+// Merges the partial results that blocks [first, last] left of one (row, head), and writes its
+// output.
+template <int kHeadSize, int kThreads>
+__device__ void MergePartials(const DecodeKernelParams& p, int row, int head, int first, int last) {
+  constexpr int kQuads = kHeadSize / 4;
+  constexpr int kBatch = 8;  // partial results whose loads are in flight together
+  for (int index = threadIdx.x; index < p.group * kQuads; index += kThreads) {
+    const int query = index / kQuads;
+    float4 out = {0, 0, 0, 0};
+    float maximum = -INFINITY, sum = 0;
+    for (int block = first; block <= last; block += kBatch) {
+      float2 stats[kBatch];
+      float4 part[kBatch];
+#pragma unroll
+      for (int b = 0; b < kBatch; ++b) {
+        stats[b] = {-INFINITY, 0};
+        part[b] = {0, 0, 0, 0};
+        if (block + b > last) continue;
+        const int64_t slot = 2 * (block + b) + (block + b == first ? 1 : 0);
+        stats[b] = __ldcg(p.workspace.partial_stats + slot * p.group + query);
+        part[b] = __ldcg(reinterpret_cast<const float4*>(p.workspace.partial_out) +
+                         slot * p.group * kQuads + index);
+      }
+      float now = maximum;
+#pragma unroll
+      for (int b = 0; b < kBatch; ++b) now = fmaxf(now, stats[b].x);
+      const float shrink = Exp2(maximum - now);
+      out = {out.x * shrink, out.y * shrink, out.z * shrink, out.w * shrink};
+      sum *= shrink;
+      maximum = now;
+#pragma unroll
+      for (int b = 0; b < kBatch; ++b) {
+        const float weight = Exp2(stats[b].x - now);
+        out.x += weight * part[b].x;
+        out.y += weight * part[b].y;
+        out.z += weight * part[b].z;
+        out.w += weight * part[b].w;
+        sum += weight * stats[b].y;
+      }
+    }
+    const float scale = 1 / sum;
+    const uint2 packed = {PackBf16(out.x * scale, out.y * scale),
+                          PackBf16(out.z * scale, out.w * scale)};
+    reinterpret_cast<uint2*>(
+        p.out)[(static_cast<int64_t>(row) * p.num_kv_heads + head) * p.group * kQuads + index] =
+        packed;
+  }
+}
+
+// The end of a (row, head), or of the block's piece of it: tiles [from, to) of num_tiles.
+template <typename Shape, int kHeadSize, int kQueryTiles>
+__device__ void FinishPiece(const DecodeKernelParams& p, const DecodePart& part,
+                            WarpState<Shape, kHeadSize, kQueryTiles>& state, float* merge, int row,
+                            int head, int pair_first, int from, int to, int num_tiles) {
+  constexpr int kQuads = kHeadSize / 4;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  float2* stats =
+      reinterpret_cast<float2*>(merge + (Shape::kThreads / 32) * p.group * Shape::kMergeRow);
+  bool* is_last = reinterpret_cast<bool*>(stats + (Shape::kThreads / 32) * Shape::kQueries);
+  __syncthreads();  // the last piece has been read from `merge`
+#pragma unroll
+  for (int j = 0; j < kQueryTiles; ++j) {
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+      const int query = j * 8 + lane % 4 * 2 + c;
+      float sum = state.sum[j][c];
+#pragma unroll
+      for (int mask = 4; mask < 32; mask *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, mask);
+      if (lane < 4) stats[warp * Shape::kQueries + query] = {state.maximum[j][c], sum};
+      if (query >= p.group) continue;
+      float* to_row = merge + (warp * p.group + query) * Shape::kMergeRow + lane / 4;
+#pragma unroll
+      for (int i = 0; i < kHeadSize / 16; ++i) {
+        to_row[i * 16] = state.out[i][j][c];
+        to_row[i * 16 + 8] = state.out[i][j][2 + c];
+      }
+    }
+  }
+  __syncthreads();
+  const bool whole = from == 0 && to == num_tiles;
+  const int first_block = whole ? 0 : part.BlockOf(pair_first);
+  const int64_t slot = 2 * blockIdx.x + (static_cast<int>(blockIdx.x) == first_block ? 1 : 0);
+  for (int index = threadIdx.x; index < p.group * kQuads; index += Shape::kThreads) {
+    const int query = index / kQuads, quad = index % kQuads;
+    float maximum = -INFINITY;
+#pragma unroll
+    for (int w = 0; w < Shape::kThreads / 32; ++w) {
+      maximum = fmaxf(maximum, stats[w * Shape::kQueries + query].x);
+    }
+    const float origin = maximum == -INFINITY ? 0 : maximum;  // no token at all: every weight is 0
+    float4 out = {0, 0, 0, 0};
+    float sum = 0;
+#pragma unroll
+    for (int w = 0; w < Shape::kThreads / 32; ++w) {
+      const float2 of_warp = stats[w * Shape::kQueries + query];
+      const float weight = Exp2(of_warp.x - origin);
+      const float4 o = *reinterpret_cast<const float4*>(
+          merge + (w * p.group + query) * Shape::kMergeRow + quad * 4);
+      out.x += weight * o.x;
+      out.y += weight * o.y;
+      out.z += weight * o.z;
+      out.w += weight * o.w;
+      sum += weight * of_warp.y;
+    }
+    if (whole) {
+      const float scale = sum > 0 ? 1 / sum : 0;
+      const uint2 packed = {PackBf16(out.x * scale, out.y * scale),
+                            PackBf16(out.z * scale, out.w * scale)};
+      reinterpret_cast<uint2*>(
+          p.out)[(static_cast<int64_t>(row) * p.num_kv_heads + head) * p.group * kQuads + index] =
+          packed;
+    } else {
+      reinterpret_cast<float4*>(p.workspace.partial_out)[slot * p.group * kQuads + index] = out;
+      if (quad == 0) p.workspace.partial_stats[slot * p.group + query] = {maximum, sum};
+    }
+  }
+  if (whole) return;
+  const int last_block = part.BlockOf(pair_first + num_tiles - 1);
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    int32_t* arrivals = p.workspace.arrivals + row * p.num_kv_heads + head;
+    __threadfence();  // cumulative: the block's partial results before the arrival
+    const int before = atomicAdd(arrivals, 1);
+    __threadfence();
+    *is_last = before == last_block - first_block;
+    if (*is_last) *arrivals = 0;  // for the next layer
+  }
+  __syncthreads();
+  if (*is_last) {
+    MergePartials<kHeadSize, Shape::kThreads>(p, row, head, first_block, last_block);
+  }
+}
+
+template <int kHeadSize, int kQueryTiles, int kWarps, int kStages>
+__global__ void __launch_bounds__(kWarps * 32)
+    DecodeKernel(const __grid_constant__ DecodeKernelParams p) {
+  using Shape = DecodeShape<kHeadSize, kQueryTiles, kWarps, kStages>;
+  extern __shared__ __align__(128) char shared_memory[];
+  LetNextKernelStart();
+  // The plan and what it was made of are complete when any kernel after PlanDecode starts; __ldcg,
+  // since the L1 cache may be older.
+  const int4 start4 = __ldcg(reinterpret_cast<const int4*>(p.workspace.starts) + blockIdx.x);
+  const DecodeBlockStart start = {start4.x, start4.y, start4.z, start4.w};
+  if (start.count == 0) return;
+  const int4 header4 = __ldcg(reinterpret_cast<const int4*>(p.workspace.header));
+  DecodePart part;
+  part.header = {header4.x, header4.y, header4.z, header4.w};
+  part.count = start.count;
+  part.first = part.FirstOf(blockIdx.x);
+
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const uint32_t ring = SharedAddress(shared_memory) + warp * Shape::kWarpBytes;
+  float* merge = reinterpret_cast<float*>(shared_memory + Shape::kRingBytes);
+
+  // Keys and values of earlier steps are copied while the kernel that writes this step's still
+  // runs.
+  SliceLoader<Shape, kHeadSize> loader(p, start, warp, lane);
+  int early = 0;
+  while (early < kStages - 1 && !loader.has_new_token()) {
+    loader.Next(ring + early * 2 * Shape::kSliceBytes);
+    CommitCopies();
+    ++early;
+  }
+  WaitForEarlierKernels();
+  for (int i = early; i < kStages - 1; ++i) {
+    loader.Next(ring + i * 2 * Shape::kSliceBytes);
+    CommitCopies();
+  }
+
+  TileCursor<Shape> at;
+  at.row = start.row;
+  at.head = start.head;
+  at.tile = start.tile;
+  at.Enter(p);
+  uint32_t q[kHeadSize / 16][kQueryTiles][2], next_q[kHeadSize / 16][kQueryTiles][2];
+  LoadQueries<kHeadSize, kQueryTiles>(next_q, p, at.row, at.head, lane);
+  WarpState<Shape, kHeadSize, kQueryTiles> state;
+  int piece_from = at.tile;
+  int stage = 0;
+  bool new_piece = true;
+  for (int i = 0; i < start.count; ++i) {
+    if (new_piece) {
+      state.Clear();
+#pragma unroll
+      for (int step = 0; step < kHeadSize / 16; ++step) {
+#pragma unroll
+        for (int j = 0; j < kQueryTiles; ++j) {
+          q[step][j][0] = next_q[step][j][0];
+          q[step][j][1] = next_q[step][j][1];
+        }
+      }
+      const bool row_ends = at.head + 1 == p.num_kv_heads;
+      if (i + at.num_tiles - at.tile < start.count) {  // another piece follows: its queries now
+        LoadQueries<kHeadSize, kQueryTiles>(next_q, p, at.row + row_ends,
+                                            row_ends ? 0 : at.head + 1, lane);
+      }
+    }
+    WaitForCopies<kStages - 2>();
+    __syncwarp();  // the slice is there, and every lane has read the one before it
+    loader.Next(ring + (stage == 0 ? kStages - 1 : stage - 1) * 2 * Shape::kSliceBytes);
+    CommitCopies();
+    const int valid = at.context - (at.tile * Shape::kTile + warp * Shape::kSlice);
+    if (valid > 0) {
+      state.Add(ring + stage * 2 * Shape::kSliceBytes, q, valid, p.scale_log2, lane);
+    }
+    stage = stage + 1 == kStages ? 0 : stage + 1;
+    if (at.tile + 1 == at.num_tiles || i + 1 == start.count) {
+      FinishPiece<Shape, kHeadSize, kQueryTiles>(p, part, state, merge, at.row, at.head,
+                                                 part.first + i - at.tile, piece_from, at.tile + 1,
+                                                 at.num_tiles);
+      piece_from = 0;
+    }
+    new_piece = at.Advance(p, i + 1 < start.count);
+  }
+}
+
+}  // namespace penstock::kernels::cuda

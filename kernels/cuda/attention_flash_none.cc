@@ -1,0 +1,14 @@
+// Builds without FlashAttention-3: no sm_90a among the architectures.
+#include "common/status.h"
+#include "kernels/cuda/attention_prefill.h"
+
+namespace penstock::kernels::cuda {
+
+bool HasFlashPrefill() { return false; }
+int32_t FlashTileQueries(int32_t) { return kPortableTileQueries; }
+absl::Status FlashPrefill(const PrefillConfig&, const PrefillItems&, const AttentionParams&,
+                          cudaStream_t) {
+  return Unimplemented("this build has no FlashAttention-3");
+}
+
+}  // namespace penstock::kernels::cuda

@@ -1,0 +1,2 @@
+penstock_binary(cuda_attention_bench SOURCES cuda_attention_bench.cu DEPS kernels_cuda_attention)
+target_compile_definitions(cuda_attention_bench PRIVATE FMT_CONSTEVAL= FMT_USE_CONSTEXPR=1)
