@@ -1,6 +1,7 @@
 #include "router/chat/python.h"
 
 #include <cstdlib>
+#include <filesystem>
 #include <string>
 
 #include "common/status.h"
@@ -22,13 +23,29 @@ namespace py = pybind11;
 
 constexpr char kPython[] = "/usr/bin/python3";
 
+// The folder whose lib/python3.x a bundle brings along, beside the program's own; empty where there
+// is none.
+std::string BundledHome() {
+  std::error_code error;
+  const std::filesystem::path program = std::filesystem::read_symlink("/proc/self/exe", error);
+  const std::filesystem::path home = program.parent_path().parent_path();
+  const std::string version = fmt::format("python{}.{}", PY_MAJOR_VERSION, PY_MINOR_VERSION);
+  const bool bundled = !error && home != "/usr" &&
+                       std::filesystem::exists(home / "lib" / version / "encodings", error);
+  return bundled ? home.string() : "";
+}
+
 absl::Status InitInterpreter() {
   PyConfig config;
   PyConfig_InitIsolatedConfig(&config);
   // Where the standard library is looked for starts from the program's name, and would else be the
   // first python3 on PATH. Bytecode caches need no place on a server's disk.
   config.write_bytecode = 0;
+  const std::string home = BundledHome();
   PyStatus status = PyConfig_SetBytesString(&config, &config.program_name, kPython);
+  if (!PyStatus_Exception(status) && !home.empty()) {
+    status = PyConfig_SetBytesString(&config, &config.home, home.c_str());
+  }
   if (!PyStatus_Exception(status)) {
     status = PyConfig_SetBytesString(&config, &config.executable, kPython);
   }
@@ -36,7 +53,9 @@ absl::Status InitInterpreter() {
   PyConfig_Clear(&config);
   if (PyStatus_Exception(status)) {
     return absl::FailedPreconditionError(
-        fmt::format("Python doesn't start from {}: {}: install Debian's python3", kPython,
+        fmt::format("chat templates need Python, which doesn't start from {}: {}: install "
+                    "Debian's python3",
+                    home.empty() ? kPython : home,
                     status.err_msg != nullptr ? status.err_msg : "no reason given"));
   }
   return absl::OkStatus();

@@ -1,5 +1,5 @@
-// The one Python interpreter in the process: Debian's own, which has Debian's Jinja2. Internal to
-// chat/.
+// The one Python interpreter in the process: Debian's own, which has Debian's Jinja2, or the copy of
+// both that a bundle (tools/package) brings along. Internal to chat/.
 #pragma once
 
 #include <pybind11/embed.h>
@@ -13,7 +13,7 @@ namespace penstock::router {
 // which lives as long as the process. Any thread may call it, without the GIL; the GIL is free on
 // return.
 //
-// FailedPrecondition, saying what to install, if Debian's Python or Jinja2 isn't there.
+// FailedPrecondition, saying what to install, if Python or Jinja2 isn't there.
 absl::StatusOr<pybind11::handle> RendererModule();
 
 }  // namespace penstock::router

@@ -7,8 +7,9 @@ import datetime
 import json
 import sys
 
-# The router speaks to Debian's packages only, whatever else was installed by hand.
-sys.path[:] = [path for path in sys.path if not path.startswith("/usr/local/")]
+# The router speaks to Debian's packages only (or a bundle's copy), whatever else was installed by hand.
+sys.path[:] = [path for path in sys.path
+               if path.startswith(sys.prefix + "/") and not path.startswith(sys.prefix + "/local/")]
 
 import jinja2
 import jinja2.ext
