@@ -13,7 +13,7 @@ constexpr std::string_view kUsage = R"(penstock serves large language models.
 
   penstock serve MODEL [flags]   serve a model over OpenAI HTTP and gRPC
   penstock chat [flags]          talk to a running server in the terminal
-  penstock bench engine|...      measure an engine or a running server
+  penstock bench engine|serve    measure an engine, or a running server
   penstock version
 
 Each lists its flags with --help. A first try:

@@ -12,6 +12,7 @@ namespace {
 
 constexpr std::string_view kUsage =
     R"(usage: penstock bench engine MODEL [flags]   an engine without its router
+       penstock bench serve [flags]          a running server, over HTTP or gRPC
 
 Each lists its flags with --help. Figures go to a table, and with --json FILE to a file.
 )";
@@ -21,6 +22,7 @@ Each lists its flags with --help. Figures go to a table, and with --json FILE to
 int Bench(std::span<char* const> args) {
   const std::string_view what = args.empty() ? "--help" : args[0];
   if (what == "engine") return BenchEngine(args.subspan(1));
+  if (what == "serve") return BenchServe(args.subspan(1));
   const bool asked = what == "--help" || what == "-h" || what == "help";
   if (!asked) fmt::print(stderr, "penstock bench: unknown benchmark \"{}\"\n\n", what);
   fmt::print(asked ? stdout : stderr, "{}", kUsage);
