@@ -27,14 +27,15 @@ absl::Status Attention::Init(const AttentionConfig& c) {
              c.max_rows,  num_sms,        c.decode_variant, c.decode_min_tiles};
   RETURN_IF_ERROR(PrepareDecode(decode_));
 
-  const bool can_flash = HasFlashPrefill() && major == 9 && minor == 0;
+  const int flash_tile = FlashTileQueries(c.head_size);
+  const bool can_flash = flash_tile > 0 && major == 9 && minor == 0;
   if (c.prefill == PrefillPath::kFlash && !can_flash) {
-    return Unimplemented("FlashAttention-3 is not in this build, or this GPU (sm_{}{}) has it not",
-                         major, minor);
+    return Unimplemented("this build has no FlashAttention-3 for head size {} on sm_{}{}",
+                         c.head_size, major, minor);
   }
   flash_ = can_flash && c.prefill != PrefillPath::kPortable;
   prefill_ = {c.num_heads, c.num_kv_heads, c.head_size, c.page_size, c.max_rows, c.max_tokens};
-  prefill_.tile_queries = flash_ ? FlashTileQueries(c.head_size) : kPortableTileQueries;
+  prefill_.tile_queries = flash_ ? flash_tile : kPortableTileQueries;
   prefill_.num_blocks = num_sms;
   if (!flash_) {
     ASSIGN_OR_RETURN(const int32_t blocks_per_sm, PreparePortablePrefill(prefill_));

@@ -4,8 +4,7 @@
 
 namespace penstock::kernels::cuda {
 
-bool HasFlashPrefill() { return false; }
-int32_t FlashTileQueries(int32_t) { return kPortableTileQueries; }
+int32_t FlashTileQueries(int32_t) { return 0; }
 absl::Status FlashPrefill(const PrefillConfig&, const PrefillItems&, const AttentionParams&,
                           cudaStream_t) {
   return Unimplemented("this build has no FlashAttention-3");

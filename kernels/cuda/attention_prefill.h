@@ -85,8 +85,8 @@ absl::StatusOr<int32_t> PreparePortablePrefill(const PrefillConfig& config);  //
 absl::Status PortablePrefill(const PrefillConfig& config, const PrefillItems& items,
                              const AttentionParams& params, cudaStream_t stream);
 
-// FlashAttention-3; not in every build.
-bool HasFlashPrefill();
+// FlashAttention-3: on compute capability 9.0 alone. Queries a tile, or 0 where this build has no
+// kernel for the head size.
 int32_t FlashTileQueries(int32_t head_size);
 absl::Status FlashPrefill(const PrefillConfig& config, const PrefillItems& items,
                           const AttentionParams& params, cudaStream_t stream);
