@@ -194,10 +194,10 @@ struct GatedActivationParams {  // out[t][f] = silu(x[t][f]) * x[t][F + f]
   int32_t width = 0;
 };
 
-struct GatherRowsParams {   // out[i] = x[index[i]]
-  const void* x = nullptr;  // [T, D]
-  const int32_t* index = nullptr;
-  void* out = nullptr;  // [count, D]
+struct GatherRowsParams {          // out[i] = x[index[i]]
+  const void* x = nullptr;         // [T, D]
+  const int32_t* index = nullptr;  // [count], host memory
+  void* out = nullptr;             // [count, D]
   int32_t count = 0;
   int32_t hidden = 0;
 };
@@ -254,6 +254,10 @@ struct ReserveParams {
   int32_t max_logits = 0;  // rows of logits in a step
   int32_t max_width = 0;   // largest K or N of a linear but the output head's
   int32_t vocab_size = 0;
+  int32_t num_heads = 0;  // H, G: this rank's
+  int32_t num_kv_heads = 0;
+  int32_t head_size = 0;
+  int32_t page_size = 0;  // P
 };
 
 class Backend {
@@ -282,9 +286,16 @@ class Backend {
   // it.
   virtual absl::StatusOr<std::unique_ptr<Weight>> WeightRows(const Weight& weight, int64_t begin,
                                                              int64_t count) = 0;
+  // After the weights are loaded.
   virtual absl::Status Reserve(const ReserveParams& params) = 0;
   // Copies known ids to (slot, 0 ..) of the token table.
   virtual absl::Status BindTokens(TokenTable table, int32_t slot, std::span<const int32_t> ids) = 0;
+  // Copies host memory to a buffer's beginning; the host data may go once this returns.
+  virtual absl::Status Upload(const Buffer& buffer, const void* data, size_t bytes) = 0;
+
+  // Begins a step: takes its rows in host memory and returns them as the step's ops want them
+  // (copied to the device where that is another memory). Both must live until Synchronize().
+  virtual absl::StatusOr<BatchRows> BeginStep(const BatchRows& rows) { return rows; }
 
   virtual absl::Status Embed(const EmbedParams& p) = 0;
   virtual absl::Status AddRmsNorm(const AddRmsNormParams& p) = 0;

@@ -6,26 +6,28 @@
 #include <algorithm>
 #include <cstdlib>
 #include <ctime>
-#include <filesystem>
 #include <string>
 #include <vector>
 
 #include "absl/flags/flag.h"
 #include "absl/flags/parse.h"
 #include "absl/flags/usage.h"
-#include "common/formats/gguf.h"
 #include "common/log.h"
 #include "common/notify.h"
 #include "router/api/grpc/server.h"
 #include "router/api/http/http_server.h"
 #include "router/api/http/routes.h"
+#include "router/service/load_model.h"
 #include "router/service/service.h"
 
 ABSL_FLAG(std::vector<std::string>, engine, {},
           "engines' addresses: tcp://host:port or ipc:///path, separated by commas; repeatable");
-ABSL_FLAG(std::string, model, "", "path of the GGUF file the engines serve");
+ABSL_FLAG(std::string, model, "",
+          "the model the engines serve: a GGUF file or the folder of a Hugging Face checkpoint");
+ABSL_FLAG(std::string, load_format, "auto",
+          "dummy: the checkpoint's folder may lack a tokeniser; clients then send token ids");
 ABSL_FLAG(std::vector<std::string>, served_model_name, {},
-          "names clients may ask for, separated by commas; default: the file's");
+          "names clients may ask for, separated by commas; default: the file's or folder's");
 ABSL_FLAG(std::string, host, "127.0.0.1", "address to listen on");
 ABSL_FLAG(int, port, 8000, "HTTP port");
 ABSL_FLAG(int, grpc_port, 50051, "gRPC port; 0: none");
@@ -41,7 +43,7 @@ ABSL_FLAG(bool, die_with_parent, false, "end when the process that started this 
 namespace penstock::router {
 namespace {
 
-constexpr int kExitBadInput = 2;  // a flag, the model file or a port: trying again won't help
+constexpr int kExitBadInput = 2;  // a flag, the model or a port: trying again won't help
 constexpr size_t kMaxQueuedTasks = 8192;
 
 // --grpc-port=1 -> --grpc_port=1; and one --engine a flag becomes one list.
@@ -68,29 +70,20 @@ std::vector<std::string> Normalised(int argc, char** argv) {
   return args;
 }
 
-absl::StatusOr<ServedModel> LoadModel() {
-  ServedModel model;
-  model.path = absl::GetFlag(FLAGS_model);
-  if (model.path.empty()) return InvalidArgument("--model is missing: give a GGUF file's path");
-  ASSIGN_OR_RETURN(const auto file, GgufFile::Open(model.path));
-  ASSIGN_OR_RETURN(model.tokenizer, Tokenizer::FromGguf(*file));
-  absl::StatusOr<std::unique_ptr<ChatTemplate>> chat = ChatTemplate::FromGguf(*file);
-  if (chat.ok()) {
-    model.chat_template = *std::move(chat);
-  } else if (absl::IsNotFound(chat.status())) {
-    spdlog::warn("msg=\"no chat\" reason=\"{}\"", Message(chat.status()));
-  } else {
-    return chat.status();
+absl::StatusOr<ServedModel> LoadServedModel() {
+  LoadModelOptions options;
+  options.path = absl::GetFlag(FLAGS_model);
+  if (options.path.empty()) {
+    return InvalidArgument(
+        "--model is missing: give a GGUF file or the folder of a Hugging Face checkpoint");
   }
-  ASSIGN_OR_RETURN(const std::string_view architecture, file->GetString("general.architecture"));
-  ASSIGN_OR_RETURN(const uint32_t context,
-                   file->GetU32(fmt::format("{}.context_length", architecture)));
-  model.context_length = static_cast<int32_t>(std::min<uint32_t>(context, INT32_MAX));
-  model.names = absl::GetFlag(FLAGS_served_model_name);
-  std::erase(model.names, "");
-  if (model.names.empty()) model.names = {std::filesystem::path(model.path).stem().string()};
-  model.created = std::time(nullptr);
-  return model;
+  const std::string format = absl::GetFlag(FLAGS_load_format);
+  if (format != "auto" && format != "dummy") {
+    return InvalidArgument("--load-format {} must be auto or dummy", format);
+  }
+  options.names = absl::GetFlag(FLAGS_served_model_name);
+  options.tokenizer_optional = format == "dummy";
+  return LoadModel(options);
 }
 
 std::string ApiKey() {
@@ -138,7 +131,7 @@ void Drain(RouterService& service, EnginePool& engines, HttpServer& http, GrpcSe
 }
 
 absl::Status Run(const sigset_t& signals) {
-  ASSIGN_OR_RETURN(const ServedModel model, LoadModel());
+  ASSIGN_OR_RETURN(const ServedModel model, LoadServedModel());
   Metrics metrics(model.names.front());
   LinkOptions link;
   link.router_id = fmt::format("router-{:016x}", RandomU64());

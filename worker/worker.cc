@@ -13,6 +13,9 @@
 #include "common/status.h"
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/null/null_backend.h"
+#ifdef PENSTOCK_CUDA
+#include "kernels/cuda/cuda_backend.h"
+#endif
 #include "worker/executor.h"
 #include "worker/kv/kv_pool.h"
 #include "worker/model/decoder.h"
@@ -52,8 +55,11 @@ absl::Status CheckOptions(const WorkerOptions& options) {
     if (value >= low && value <= high) return absl::OkStatus();
     return InvalidArgument("{} {} is not in {}..{}", flag, value, low, high);
   };
-  if (options.device != "cpu" && options.device != "null") {
-    return InvalidArgument("--device \"{}\" is not known: give cpu or null", options.device);
+  if (options.device != "cpu" && options.device != "null" && options.device != "cuda") {
+    return InvalidArgument("--device \"{}\" is not known: give cpu, cuda or null", options.device);
+  }
+  if (options.device == "cuda" && options.dtype == "float32") {
+    return InvalidArgument("--dtype float32 is for --device cpu: the GPU computes in bfloat16");
   }
   if (options.dtype != "auto" && options.dtype != "float32") {
     return InvalidArgument("--dtype \"{}\" is not known: give auto or float32", options.dtype);
@@ -75,8 +81,22 @@ absl::Status CheckOptions(const WorkerOptions& options) {
   return in_range("--num-kv-pages", options.num_kv_pages, 0, 1 << 30);
 }
 
-std::unique_ptr<kernels::Backend> MakeBackend(const WorkerOptions& options, const ModelSpec& spec,
-                                              int num_ranks) {
+// max_model_len and num_slots bound the page tables.
+absl::StatusOr<std::unique_ptr<kernels::Backend>> MakeBackend(const WorkerOptions& options,
+                                                              const ModelSpec& spec, int num_ranks,
+                                                              int max_model_len, int num_slots) {
+  if (options.device == "cuda") {
+#ifdef PENSTOCK_CUDA
+    return kernels::cuda::MakeCudaBackend(
+        {.num_slots = num_slots,
+         .max_pages_per_slot = (max_model_len + options.block_size - 1) / options.block_size});
+#else
+    return Unimplemented(
+        "--device cuda: this build has no CUDA engine; build where nvcc is installed (max_model_len "
+        "{}, {} slots)",
+        max_model_len, num_slots);
+#endif
+  }
   if (options.device == "null") {
     return kernels::null::MakeNullBackend(
         {.step_us = options.null_step_us, .vocab_size = spec.vocab_size});
@@ -100,6 +120,7 @@ absl::Status PlanKv(const WorkerOptions& options, const shm::Geometry& geometry,
   kv.num_ranks = static_cast<int>(geometry.num_ranks);
   kv.page_size = options.block_size;
   kv.dtype = options.dtype == "float32" ? kernels::DType::kF32 : kernels::DType::kF16;
+  if (options.device == "cuda") kv.dtype = kernels::DType::kBF16;
   kv.num_slots = static_cast<int>(geometry.num_slots);
   ASSIGN_OR_RETURN(kv.max_model_len, MaxModelLen(options, model->spec));
   kv.max_model_len_given = options.max_model_len != 0;
@@ -193,7 +214,10 @@ absl::Status Worker::Load() {
     ASSIGN_OR_RETURN(checkpoint, OpenCheckpoint(options_.model, with_tensors));
   }
   model_.spec = std::move(checkpoint.spec);
-  model_.backend = MakeBackend(options_, model_.spec, num_ranks());
+  ASSIGN_OR_RETURN(const int max_model_len, MaxModelLen(options_, model_.spec));
+  ASSIGN_OR_RETURN(model_.backend,
+                   MakeBackend(options_, model_.spec, num_ranks(), max_model_len,
+                               static_cast<int>(segment_->geometry().num_slots)));
   const bool needs_weights = model_.backend->needs_weights();
   RETURN_IF_ERROR(CheckShard(checkpoint.tensors.get(), model_.spec, {options_.rank, num_ranks()}));
   RETURN_IF_ERROR(PlanKv(options_, segment_->geometry(), &model_));

@@ -14,7 +14,7 @@ struct WorkerOptions {
   // A GGUF file or the folder of a Hugging Face checkpoint; may be empty with the null device.
   std::string model;
   std::string load_format = "auto";  // auto; dummy: random weights, no file of weights is read
-  std::string device = "cpu";        // cpu, null
+  std::string device = "cpu";        // cpu, cuda, null
   std::string dtype = "auto";        // auto, float32
   int threads = 0;                   // 0: the machine's cores shared by the ranks
   int max_model_len = 0;             // 0: the model's

@@ -115,6 +115,11 @@ class CpuBackend : public Backend {
     return absl::OkStatus();
   }
 
+  absl::Status Upload(const Buffer& buffer, const void* data, size_t bytes) override {
+    std::memcpy(buffer.data, data, bytes);
+    return absl::OkStatus();
+  }
+
   absl::Status Embed(const EmbedParams& p) override {
     const CpuWeight& table = AsCpu(*p.table);
     const BatchRows& batch = *p.batch;

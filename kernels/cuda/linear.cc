@@ -18,7 +18,8 @@ namespace {
 constexpr int kCacheRevision = 1;  // of the file's form and of the stream kernels behind the names
 constexpr int kMaxLtCandidates = 8;
 constexpr int32_t kUnplannedStreamTokens = 16;  // below, the stream kernels win on every shape seen
-constexpr double kBalanceKept = 0.9;  // of the best: variants that idle more are not worth timing
+constexpr int32_t kSmallest = 16;               // tokens: variants for fewer compete with these
+constexpr double kBalanceKept = 0.7;  // of the best: variants that idle more are not worth timing
 constexpr float kActivationUs =
     2;  // of a gated activation by itself, at sizes where both ways exist
 constexpr int32_t kLadder[] = {1,   2,   4,   8,   16,   24,   32,   48,   64,   96,   128, 192,
@@ -47,7 +48,7 @@ class LinearImpl : public Linear {
     PENSTOCK_CUDA(cudaGetDevice(&device));
     PENSTOCK_CUDA(cudaGetDeviceProperties(&properties, device));
     tuning_.num_multiprocessors = properties.multiProcessorCount;
-    hopper_ = properties.major >= 9;
+    hopper_ = properties.major == 9;
     if (hopper_) RETURN_IF_ERROR(InitStreamLinear());
     ASSIGN_OR_RETURN(lt_, Lt::Create(options.workspace_bytes));
     if (options_.use_cache && options_.measure) {
@@ -197,11 +198,12 @@ class LinearImpl : public Linear {
       return StreamBalance(c, shape.n, tuning_.num_multiprocessors);
     };
     for (const StreamConfig& c : configs) {
-      if (fits(c) && c.max_tokens == tokens) best = std::max(best, balance(c));
+      if (fits(c) && c.max_tokens <= std::max(tokens, kSmallest)) best = std::max(best, balance(c));
     }
     for (size_t i = 0; i < configs.size(); ++i) {
       const StreamConfig& c = configs[i];
-      if (fits(c) && c.max_tokens == tokens && balance(c) >= kBalanceKept * best) {
+      if (fits(c) && c.max_tokens <= std::max(tokens, kSmallest) &&
+          balance(c) >= kBalanceKept * best) {
         result.push_back(static_cast<int>(i));
       }
     }
@@ -250,7 +252,7 @@ class LinearImpl : public Linear {
 
   LinearOptions options_;
   StreamTuning tuning_;
-  bool hopper_ = false;  // the stream kernels are tuned, and tested, from Hopper on
+  bool hopper_ = false;  // what the own kernels are made for
   std::unique_ptr<Lt> lt_;
   LinearChoices choices_;
   std::string cache_path_, cache_header_;

@@ -1,9 +1,11 @@
 #include <algorithm>
 #include <array>
+#include <vector>
 
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/linear_stream.cuh"
 #include "kernels/cuda/linear_stream.h"
+#include "kernels/cuda/linear_tile.h"
 
 namespace penstock::kernels::cuda {
 namespace {
@@ -32,27 +34,28 @@ Variant MakeVariant(std::string_view name) {
   return v;
 }
 
-// Names: tokens, rows, cluster, warps, K elements of a copy, stages. All but the "deep" one leave
-// room for a block of the next kernel on the same multiprocessor (at most 113 KiB each).
+// Names: tokens, rows, warps, stages. Those marked "shared" leave room for a block of the next
+// kernel on the same multiprocessor (at most 113 KiB each); the others have more in flight, which
+// measures better (H200).
 const auto& Variants() {
   static const std::array variants = {
-      MakeVariant<stream::Config<1, 2, 4, 1, 64, 5>>("t8-r32-c1-w4-k64-s5"),
-      MakeVariant<stream::Config<1, 3, 4, 1, 32, 7>>("t8-r48-c1-w4-k32-s7"),
-      MakeVariant<stream::Config<1, 1, 8, 1, 64, 4>>("t8-r16-c1-w8-k64-s4"),
-      MakeVariant<stream::Config<1, 2, 8, 1, 32, 5>>("t8-r32-c1-w8-k32-s5"),
-      MakeVariant<stream::Config<1, 2, 8, 1, 64, 5>>("t8-r32-c1-w8-k64-s5-deep"),
-      MakeVariant<stream::Config<1, 4, 4, 2, 32, 5>>("t8-r64-c2-w4-k32-s5"),
-      MakeVariant<stream::Config<2, 2, 4, 1, 64, 4>>("t16-r32-c1-w4-k64-s4"),
-      MakeVariant<stream::Config<2, 3, 4, 1, 32, 6>>("t16-r48-c1-w4-k32-s6"),
-      MakeVariant<stream::Config<2, 4, 4, 2, 32, 4>>("t16-r64-c2-w4-k32-s4"),
-      MakeVariant<stream::Config<2, 3, 4, 2, 32, 6>>("t16-r48-c2-w4-k32-s6"),
-      MakeVariant<stream::Config<4, 2, 4, 1, 32, 5>>("t32-r32-c1-w4-k32-s5"),
-      MakeVariant<stream::Config<4, 4, 4, 2, 32, 3>>("t32-r64-c2-w4-k32-s3"),
+      MakeVariant<stream::Config<1, 2, 8, 1, 64, 5>>("t8-r32-w8-s5"),
+      MakeVariant<stream::Config<1, 3, 8, 1, 64, 3>>("t8-r48-w8-s3"),
+      MakeVariant<stream::Config<1, 1, 16, 1, 64, 4>>("t8-r16-w16-s4"),
+      MakeVariant<stream::Config<1, 2, 16, 1, 64, 2>>("t8-r32-w16-s2"),
+      MakeVariant<stream::Config<1, 2, 4, 1, 64, 5>>("t8-r32-w4-s5-shared"),
+      MakeVariant<stream::Config<1, 1, 8, 1, 64, 4>>("t8-r16-w8-s4-shared"),
+      MakeVariant<stream::Config<1, 4, 8, 2, 64, 2>>("t8-r64-c2-w8-s2"),
+      MakeVariant<stream::Config<2, 2, 8, 1, 64, 4>>("t16-r32-w8-s4"),
+      MakeVariant<stream::Config<2, 3, 8, 1, 64, 3>>("t16-r48-w8-s3"),
   };
   return variants;
 }
 
 bool Aligned16(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
+
+// Multiprocessors come in groups of which some have a number that 4 does not divide.
+int32_t max_clusters_of_4 = 0;
 
 int64_t Features(const LinearShape& shape) {
   return shape.output == LinearOutput::kSiluUp ? shape.n / 2 : shape.n;
@@ -62,16 +65,22 @@ int64_t Features(const LinearShape& shape) {
 
 std::span<const StreamConfig> StreamConfigs() {
   static const auto configs = [] {
-    std::array<StreamConfig, std::tuple_size_v<std::remove_cvref_t<decltype(Variants())>>> result;
-    std::transform(Variants().begin(), Variants().end(), result.begin(),
-                   [](const Variant& v) { return v.config; });
+    std::vector<StreamConfig> result;
+    for (const Variant& v : Variants()) result.push_back(v.config);
+    result.insert(result.end(), TileConfigs().begin(), TileConfigs().end());
     return result;
   }();
   return configs;
 }
 
+int32_t StreamMaxClusters(const StreamConfig& config, int32_t num_multiprocessors) {
+  const int32_t clusters = std::max(1, num_multiprocessors / config.cluster);
+  return config.cluster == 4 && max_clusters_of_4 > 0 ? std::min(clusters, max_clusters_of_4)
+                                                      : clusters;
+}
+
 double StreamBalance(const StreamConfig& config, int64_t n, int32_t num_multiprocessors) {
-  const int64_t clusters = std::max(1, num_multiprocessors / config.cluster);
+  const int64_t clusters = StreamMaxClusters(config, num_multiprocessors);
   const int64_t tiles = (n + config.rows - 1) / config.rows;
   const int64_t passes = (tiles + clusters - 1) / clusters;
   return static_cast<double>(n) /
@@ -98,12 +107,21 @@ absl::Status InitStreamLinear() {
                                          cudaSharedmemCarveoutMaxShared));
     }
   }
-  return absl::OkStatus();
+  return InitTileLinear(max_clusters_of_4);
 }
 
 absl::Status RunStreamLinear(int config_index, const LinearCall& call, const StreamTuning& tuning,
                              cudaStream_t stream) {
-  const Variant& v = Variants().at(static_cast<size_t>(config_index));
+  const auto index = static_cast<size_t>(config_index);
+  const StreamConfig& config = StreamConfigs()[index];
+  const int64_t tiles = (call.shape.n + config.rows - 1) / config.rows;
+  const int64_t clusters =
+      std::min<int64_t>(tiles, StreamMaxClusters(config, tuning.num_multiprocessors));
+  if (index >= Variants().size()) {
+    return RunTileLinear(static_cast<int>(index - Variants().size()), call, tuning, clusters,
+                         stream);
+  }
+  const Variant& v = Variants()[index];
   const stream::Params params = {.x = call.x,
                                  .weight = call.weight,
                                  .bias = call.bias,
@@ -114,11 +132,7 @@ absl::Status RunStreamLinear(int config_index, const LinearCall& call, const Str
                                  .n = static_cast<int32_t>(Features(call.shape)),
                                  .k = static_cast<int32_t>(call.shape.k),
                                  .l2_prefetch_bytes = tuning.l2_prefetch_bytes};
-  const int32_t cluster = v.config.cluster;
-  const int64_t tiles = (call.shape.n + v.config.rows - 1) / v.config.rows;
-  const int64_t clusters =
-      std::min<int64_t>(tiles, std::max(1, tuning.num_multiprocessors / cluster));
-
+  const int32_t cluster = config.cluster;
   cudaLaunchAttribute attributes[2] = {};
   attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attributes[0].val.programmaticStreamSerializationAllowed = 1;

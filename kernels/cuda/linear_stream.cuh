@@ -181,12 +181,13 @@ class Copier {
       CopyAsync(target + row * C::kRowBytes, source, valid);
     }
   }
-  // Tokens beyond M are zero, as is all beyond K (the weight's zeros alone would not do: 0 * NaN).
+  // All beyond K is zero (the weight's zeros alone would not do: 0 * NaN).
   __device__ void CopyX(int block, int slot) const {
     const int k = k_ + block * (C::kSources * C::kBlockK);
     const uint32_t target = target_ + slot * C::kStageBytes + C::kRows * C::kRowBytes;
 #pragma unroll
     for (int i = 0; i < C::kTokens / kRowsPerCopy; ++i) {
+      if (i * kRowsPerCopy >= p_.num_tokens) break;  // what is there only reaches unused columns
       const int token = i * kRowsPerCopy + lane_row_;
       const bool valid = k < p_.k && token < p_.num_tokens;
       CopyAsync(target + i * kRowsPerCopy * C::kRowBytes,

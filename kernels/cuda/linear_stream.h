@@ -1,4 +1,6 @@
-// Linear layers for few tokens: every weight is read once, near the memory's read bandwidth.
+// Linear layers for few tokens: every weight is read once, near the memory's read bandwidth. Up to
+// 16 tokens with the kernel described here; from some dozens on with that of linear_tile.cuh, under
+// the same functions.
 //
 // A warp owns a tile of weight rows and a slice of K. It copies weight (and x) through its own ring
 // in shared memory (cp.async) and multiplies with mma m16n8k16, weight rows as the 16, tokens as
@@ -21,7 +23,7 @@
 
 namespace penstock::kernels::cuda {
 
-// One compiled variant.
+// One compiled variant, of linear_stream.cuh or of linear_tile.cuh.
 struct StreamConfig {
   std::string_view name;
   int32_t max_tokens = 0;
@@ -39,7 +41,10 @@ double StreamBalance(const StreamConfig& config, int64_t n, int32_t num_multipro
 // their strides.
 bool StreamSupports(const StreamConfig& config, const LinearCall& call);
 
-// Once a process and device, before the first launch.
+// Clusters that a launch has at most: one block a multiprocessor.
+int32_t StreamMaxClusters(const StreamConfig& config, int32_t num_multiprocessors);
+
+// Once a process and device, before the first launch. Hopper: the kernels of linear_tile.h too.
 absl::Status InitStreamLinear();
 
 struct StreamTuning {

@@ -78,6 +78,8 @@ class NullBackend : public Backend {
     return absl::OkStatus();
   }
 
+  absl::Status Upload(const Buffer&, const void*, size_t) override { return absl::OkStatus(); }
+
   absl::Status Embed(const EmbedParams&) override { return Begin(); }
   absl::Status AddRmsNorm(const AddRmsNormParams&) override { return Begin(); }
   absl::Status Linear(const LinearParams&) override { return Begin(); }

@@ -62,6 +62,14 @@ absl::StatusOr<ChatTemplate::Json> SpecialTokens(const GgufFile& file) {
   return special_tokens;
 }
 
+// An error says which file it is about.
+absl::StatusOr<std::unique_ptr<ChatTemplate>> Named(
+    const std::string& path, absl::StatusOr<std::unique_ptr<ChatTemplate>> result) {
+  if (result.ok()) return result;
+  return absl::Status(result.status().code(),
+                      fmt::format("{}: {}", path, Message(result.status())));
+}
+
 }  // namespace
 
 struct ChatTemplate::Renderer {
@@ -93,12 +101,22 @@ absl::StatusOr<std::unique_ptr<ChatTemplate>> ChatTemplate::FromGguf(
   ASSIGN_OR_RETURN(const auto tool_use, file.FindString("tokenizer.chat_template.tool_use"));
   if (tool_use.has_value()) sources["tool_use"] = std::string(*tool_use);
   ASSIGN_OR_RETURN(const Json special_tokens, SpecialTokens(file));
-  auto result = Create(sources, special_tokens, limits);
-  if (!result.ok()) {
-    return absl::Status(result.status().code(),
-                        fmt::format("{}: {}", file.path(), std::string(result.status().message())));
+  return Named(file.path(), Create(sources, special_tokens, limits));
+}
+
+absl::StatusOr<std::unique_ptr<ChatTemplate>> ChatTemplate::FromHf(
+    const HfTokenizerConfig& config, const ChatTemplateLimits& limits) {
+  if (!config.chat_templates.contains("default")) {
+    std::string others;
+    for (const auto& [name, source] : config.chat_templates) {
+      others += fmt::format("{}\"{}\"", others.empty() ? ", only " : ", ", name);
+    }
+    return NotFound(
+        "{}: the model has no chat template (chat_template, or chat_template.jinja beside it){}: "
+        "use completions, or a model made for chat",
+        config.path, others);
   }
-  return result;
+  return Named(config.path, Create(config.chat_templates, config.special_tokens, limits));
 }
 
 absl::StatusOr<std::unique_ptr<ChatTemplate>> ChatTemplate::Create(

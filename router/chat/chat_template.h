@@ -15,6 +15,7 @@
 
 #include "absl/status/statusor.h"
 #include "common/formats/gguf.h"
+#include "router/tokenizer/hf_tokenizer_config.h"
 
 namespace penstock::router {
 
@@ -35,6 +36,11 @@ class ChatTemplate {
   // FailedPrecondition if Debian's Python or Jinja2 isn't installed.
   static absl::StatusOr<std::unique_ptr<ChatTemplate>> FromGguf(
       const GgufFile& file, const ChatTemplateLimits& limits = {});
+
+  // The templates of a Hugging Face checkpoint, with its special tokens. NotFound if there is none
+  // that is named "default".
+  static absl::StatusOr<std::unique_ptr<ChatTemplate>> FromHf(
+      const HfTokenizerConfig& config, const ChatTemplateLimits& limits = {});
 
   // `sources` maps "default", and perhaps "tool_use", to templates; `special_tokens` maps names
   // such as "bos_token" to their text. Both are objects of strings.

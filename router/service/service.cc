@@ -22,7 +22,7 @@ RouterService::RouterService(const ServedModel& model, EnginePool& engines, Metr
 ModelLimits RouterService::limits() const {
   const int32_t loaded = static_cast<int32_t>(engines_.max_model_len());
   return {.names = model_.names,
-          .vocab_size = model_.tokenizer->vocab_size(),
+          .vocab_size = model_.vocab_size,
           .max_model_len = loaded != 0 ? loaded : model_.context_length};
 }
 
@@ -30,6 +30,7 @@ absl::StatusOr<std::shared_ptr<Generation>> RouterService::Prepare(
     RequestFields fields, std::weak_ptr<OutputListener> listener, Delivery delivery) {
   const ModelLimits limits = this->limits();
   ASSIGN_OR_RETURN(GenerationRequest request, Validate(std::move(fields), limits));
+  RETURN_IF_ERROR(CheckText(&request));
   if (draining_) return Unavailable("{}", kDrains);
   RETURN_IF_ERROR(engines_.Accepts());
   ASSIGN_OR_RETURN(std::vector<int32_t> ids, PromptIds(request));
@@ -74,6 +75,23 @@ void RouterService::Submit(const std::shared_ptr<Generation>& generation) {
   generation->SetCanceller([this, id = *id] { engines_.Cancel(id); });
 }
 
+absl::Status RouterService::NeedsText(const std::string& field) const {
+  if (model_.tokenizer->has_text()) return absl::OkStatus();
+  return FieldError(field, "this model has no tokenizer: send token ids, as prompt");
+}
+
+absl::Status RouterService::CheckText(GenerationRequest* request) const {
+  if (model_.tokenizer->has_text()) return absl::OkStatus();
+  if (std::holds_alternative<ChatPrompt>(request->prompt)) return NeedsText("messages");
+  if (std::holds_alternative<std::string>(request->prompt)) return NeedsText("prompt");
+  if (!request->stop.empty()) {
+    return FieldError("stop", "this model has no tokenizer: give stop_token_ids instead of stop");
+  }
+  // There is nothing else to return: without them no output would be seen before the last.
+  request->return_token_ids = true;
+  return absl::OkStatus();
+}
+
 absl::StatusOr<std::vector<int32_t>> RouterService::PromptIds(
     const GenerationRequest& request) const {
   if (const auto* text = std::get_if<std::string>(&request.prompt)) {
@@ -88,21 +106,29 @@ absl::StatusOr<std::vector<int32_t>> RouterService::PromptIds(
 
 absl::StatusOr<std::vector<int32_t>> RouterService::Tokenize(
     const std::string& text, std::optional<bool> add_special_tokens) const {
+  RETURN_IF_ERROR(NeedsText("prompt"));
   if (!IsValidUtf8(text)) return FieldError("prompt", "prompt is not valid UTF-8");
-  std::vector<int32_t> ids;
-  const Tokenizer& tokenizer = *model_.tokenizer;
-  const bool add_bos = add_special_tokens.value_or(true) && tokenizer.add_bos();
-  if (add_bos && tokenizer.bos_id() >= 0) ids.push_back(tokenizer.bos_id());
-  const std::vector<int32_t> more = tokenizer.Encode(text, /*parse_special=*/true);
-  ids.insert(ids.end(), more.begin(), more.end());
+  return Known(model_.tokenizer->EncodePrompt(text, add_special_tokens.value_or(true)), "prompt");
+}
+
+absl::StatusOr<std::vector<int32_t>> RouterService::Known(std::vector<int32_t> ids,
+                                                          const char* field) const {
+  for (const int32_t id : ids) {
+    if (id < model_.vocab_size) continue;
+    return FieldError(
+        field, fmt::format("{} has \"{}\", token id {}, but the model knows ids up to "
+                           "{} alone: leave it out",
+                           field, model_.tokenizer->TokenBytes(id), id, model_.vocab_size - 1));
+  }
   return ids;
 }
 
 absl::StatusOr<std::vector<int32_t>> RouterService::TokenizeChat(const ChatPrompt& messages,
                                                                  bool add_generation_prompt) const {
+  RETURN_IF_ERROR(NeedsText("messages"));
   if (model_.chat_template == nullptr) {
-    return FailedPrecondition("the model {} has no chat template: use completions instead",
-                              model_.names.front());
+    return FailedPrecondition("{} serves completions alone: {}", model_.names.front(),
+                              model_.why_no_chat);
   }
   ChatTemplate::Json turns = ChatTemplate::Json::array();
   for (const ChatTurn& turn : messages) {
@@ -113,12 +139,13 @@ absl::StatusOr<std::vector<int32_t>> RouterService::TokenizeChat(const ChatPromp
   }
   ASSIGN_OR_RETURN(const std::string text,
                    model_.chat_template->Render(turns, nullptr, add_generation_prompt, nullptr));
-  return model_.tokenizer->Encode(text, /*parse_special=*/true);
+  return Known(model_.tokenizer->Encode(text, /*parse_special=*/true), "messages");
 }
 
 absl::StatusOr<std::string> RouterService::Detokenize(const std::vector<int64_t>& ids) const {
+  RETURN_IF_ERROR(NeedsText("tokens"));
   std::vector<int32_t> tokens;
-  const int32_t size = model_.tokenizer->vocab_size();
+  const int32_t size = model_.vocab_size;
   for (const int64_t id : ids) {
     if (id < 0 || id >= size) {
       return FieldError("tokens",

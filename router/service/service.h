@@ -23,14 +23,16 @@
 
 namespace penstock::router {
 
-// Of the file that is served.
+// What is served (load_model.h).
 struct ServedModel {
   std::string path;
-  std::vector<std::string> names;  // at least one
-  int32_t context_length = 0;      // as the file says; the engine's word goes first
-  std::unique_ptr<Tokenizer> tokenizer;
-  std::unique_ptr<ChatTemplate> chat_template;  // null: the model has none
-  int64_t created = 0;                          // Unix time at which it was loaded
+  std::vector<std::string> names;               // at least one
+  int32_t context_length = 0;                   // as the file says; the engine's word goes first
+  int32_t vocab_size = 0;                       // ids that the model takes: 0 to this
+  std::unique_ptr<Tokenizer> tokenizer;         // never null, but perhaps without text
+  std::unique_ptr<ChatTemplate> chat_template;  // null: see why_no_chat
+  std::string why_no_chat = "the model has no chat template";
+  int64_t created = 0;  // Unix time at which it was loaded
 };
 
 class RouterService {
@@ -70,6 +72,12 @@ class RouterService {
   bool WaitUntilIdle(std::chrono::steady_clock::time_point deadline);
 
  private:
+  // Checks that the model's tokeniser can do what is asked, and fits the request to one that can't
+  // do anything.
+  absl::Status CheckText(GenerationRequest* request) const;
+  absl::Status NeedsText(const std::string& field) const;
+  // The ids, if the model takes them all: a tokeniser may have tokens that were added to it alone.
+  absl::StatusOr<std::vector<int32_t>> Known(std::vector<int32_t> ids, const char* field) const;
   absl::StatusOr<std::vector<int32_t>> PromptIds(const GenerationRequest& request) const;
 
   const ServedModel& model_;

@@ -99,8 +99,7 @@ absl::StatusOr<SplitStep> ReadSplit(const JsonKeys& keys) {
   SplitStep split;
   ASSIGN_OR_RETURN(const Pattern pattern, ReadPattern(keys));
   if (pattern.text.has_value()) {
-    // An empty text matches nothing.
-    split.pattern = pattern.text->empty() ? "(?!)" : QuotePattern(*pattern.text);
+    split.pattern = QuotePattern(*pattern.text);  // an empty one cuts everywhere
   } else {
     auto translated = PatternFromOniguruma(*pattern.regex);
     const absl::Status compiled =

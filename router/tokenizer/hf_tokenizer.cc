@@ -216,6 +216,7 @@ class VocabularyReader {
     const json* entries = file_.Find("added_tokens");
     if (entries == nullptr) return absl::OkStatus();
     if (!entries->is_array()) return file_.WrongType("added_tokens", "a list");
+    const Normalizer normalizer(description->normalizer);
     for (size_t i = 0; i < entries->size(); ++i) {
       const JsonKeys keys((*entries)[i], file_.what(), fmt::format("added_tokens[{}].", i));
       ASSIGN_OR_RETURN(const AddedToken token, ReadAddedToken(keys));
@@ -226,8 +227,12 @@ class VocabularyReader {
             fmt::format("the token \"{}\" has two ids, {} and {}", token.content, known, token.id));
       }
       const TokenKind kind = token.special ? TokenKind::kControl : TokenKind::kUserDefined;
-      // Byte-level ones stand as they are; the reference takes their Latin-1 letters for bytes.
-      std::string bytes = decoder_.byte_level ? token.content : Decoded(token.content);
+      // The reference shows one that is found in the normalised text as it stands there. Byte-level
+      // ones stay as they are: the reference would take their Latin-1 letters for bytes.
+      std::string storage;
+      std::string bytes =
+          token.normalized ? std::string(normalizer.Apply(token.content, &storage)) : token.content;
+      if (!decoder_.byte_level) bytes = Decoded(bytes);
       RETURN_IF_ERROR(
           Add(token.content, token.id, std::move(bytes), kind, &description->vocabulary));
       description->added_tokens.push_back(token);

@@ -8,8 +8,10 @@
 namespace penstock::router {
 namespace {
 
-// What is a word's character to Oniguruma, for the inside of a class.
-constexpr std::string_view kWord = R"(\p{L}\p{M}\p{Nd}\p{Pc})";
+// What is a word's character to Oniguruma, for the inside of a class: Latin-1's superscripts and
+// fractions too.
+constexpr std::string_view kWord =
+    R"(\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\x{b2}\x{b3}\x{b9}\x{bc}-\x{be})";
 
 class Translator {
  public:

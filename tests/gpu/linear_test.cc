@@ -116,7 +116,7 @@ void Check(const Case& c, const RunFunction& run, std::vector<float>* result = n
     }
     return sum;
   };
-  const int64_t checks = std::min<int64_t>(m * features, std::max<int64_t>(2000, 20'000'000 / k));
+  const int64_t checks = std::min<int64_t>(m * features, std::max<int64_t>(500, 4'000'000 / k));
   const int64_t step = std::max<int64_t>(1, m * features / checks);
   double error = 0, norm = 0;
   for (int64_t i = 0; i < m * features; i += step) {

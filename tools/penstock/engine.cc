@@ -12,9 +12,9 @@ namespace penstock::launcher {
 namespace {
 
 constexpr Flag kFlags[] = {
-    {"device", "cpu|null", "cpu", kWorker,
+    {"device", "cpu|cuda|null", "cpu", kWorker,
      "what computes; null returns at once, to measure the rest"},
-    {"load-format", "auto|dummy", "auto", kWorker,
+    {"load-format", "auto|dummy", "auto", kRouter | kWorker,
      "dummy: random weights, made from the model's configuration alone"},
     {"dtype", "auto|float32", "auto", kWorker,
      "auto: fast; float32: the same bits whatever the batch"},
@@ -55,8 +55,8 @@ absl::Status CheckEngineValues(const CommandLine& line) {
   RETURN_IF_ERROR(IntegerFlag(line, "max-num-seqs", 1, 65536).status());
   RETURN_IF_ERROR(IntegerFlag(line, "max-num-batched-tokens", 1, 1 << 20).status());
   const std::string device = line.Get("device");
-  if (device != "cpu" && device != "null") {
-    return InvalidArgument("--device {} is not built in: use cpu or null", device);
+  if (device != "cpu" && device != "cuda" && device != "null") {
+    return InvalidArgument("--device {} must be cpu, cuda or null", device);
   }
   const std::string load_format = line.Get("load-format");
   if (load_format != "auto" && load_format != "dummy") {

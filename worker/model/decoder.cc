@@ -74,6 +74,10 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(kernels::Backend* backe
   reserve.max_logits = decoder->max_logits_;
   reserve.max_width = std::max({spec.hidden, qkv_width, 2 * decoder->mlp_width_});
   reserve.vocab_size = spec.vocab_size;
+  reserve.num_heads = decoder->num_heads_;
+  reserve.num_kv_heads = decoder->num_kv_heads_;
+  reserve.head_size = spec.head_size;
+  reserve.page_size = kv.front().page_size;
   RETURN_IF_ERROR(backend->Reserve(reserve));
   return decoder;
 }
@@ -109,7 +113,8 @@ absl::Status Decoder::PlanArena(const DecoderOptions& options) {
   return absl::OkStatus();
 }
 
-absl::Status Decoder::Forward(const kernels::BatchRows& batch, kernels::TokenTable tokens) {
+absl::Status Decoder::Forward(const kernels::BatchRows& rows, kernels::TokenTable tokens) {
+  ASSIGN_OR_RETURN(const kernels::BatchRows batch, backend_->BeginStep(rows));
   const int num_tokens = batch.num_tokens;
   RETURN_IF_ERROR(backend_->Embed({.table = weights_->embedding.get(),
                                    .tokens = tokens,

@@ -36,9 +36,9 @@ class Decoder {
                                                          kernels::Collective* group,
                                                          const DecoderOptions& options);
 
-  // Runs the layers over a step's tokens. `batch` and what it points to live until the backend has
-  // synchronised.
-  absl::Status Forward(const kernels::BatchRows& batch, kernels::TokenTable tokens);
+  // Runs the layers over a step's tokens. `rows` and what it points to (host memory) live until the
+  // backend has synchronised.
+  absl::Status Forward(const kernels::BatchRows& rows, kernels::TokenTable tokens);
 
   // Samples (or reports targets) after the step's tokens index[i], for rows[i]. All spans are of
   // one length; ids and logprobs can be read once the backend has synchronised. The number of rows

@@ -55,7 +55,7 @@ struct Way {
 };
 
 struct Options {
-  std::vector<int> tokens = {1, 2, 4, 8, 16, 24, 32, 64, 128, 256};
+  std::vector<int> tokens = {1, 4, 8, 16, 32, 48, 64, 128, 256};
   bool shapes = true, chain = true;
   int layers = 32;
 };
@@ -223,7 +223,8 @@ class Bench {
     }
     for (size_t v = 0; v < StreamConfigs().size(); ++v) {
       const StreamConfig& c = StreamConfigs()[v];
-      if (c.max_tokens != tokens || (s.output == LinearOutput::kSiluUp && !c.fuses_silu_up))
+      if (c.max_tokens > std::max(tokens, 16) || c.max_tokens < m ||
+          (s.output == LinearOutput::kSiluUp && !c.fuses_silu_up))
         continue;
       if (StreamBalance(c, s.n, tuning_.num_multiprocessors) < 0.67) continue;
       result.push_back(static_cast<int>(v));
@@ -259,7 +260,7 @@ class Bench {
       names += fmt::format("{}\"{}\": \"{}\"", i == 0 ? "" : ", ", kLayers[i].name,
                            std::string(StreamConfigs()[static_cast<size_t>(ways[i].variant)].name));
     }
-    for (const int32_t kib : {0, 32, 64, 96, 128, 192, 256}) {
+    for (const int32_t kib : {0, 16, 32, 64}) {
       tuning_.l2_prefetch_bytes = kib << 10;
       ASSIGN_OR_RETURN(const float us, TimeChain(ways, m));
       prefetch += fmt::format("{}\"{}\": {:.4f}", prefetch.empty() ? "" : ", ", kib, us / 1000);

@@ -57,8 +57,8 @@ std::string EngineBench::WhyNotAtOnce(int batch_size, int input_len, int output_
   const auto page = static_cast<int64_t>(std::max(1u, status.page_size()));
   const int64_t pages = batch_size * ((length + page - 1) / page);
   if (pages > status.num_pages()) {
-    return fmt::format("it takes {} KV pages of {}: raise --kv-cache-memory-mb or --num-kv-pages",
-                       pages, status.num_pages());
+    return fmt::format("it takes {} KV pages of {}: give the KV cache more memory", pages,
+                       status.num_pages());
   }
   return "";
 }
