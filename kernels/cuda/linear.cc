@@ -15,10 +15,11 @@
 namespace penstock::kernels::cuda {
 namespace {
 
-constexpr int kCacheRevision = 1;  // of the file's form and of the stream kernels behind the names
+constexpr int kCacheRevision = 2;  // of the file's form and of the stream kernels behind the names
 constexpr int kMaxLtCandidates = 8;
-constexpr int32_t kUnplannedStreamTokens = 16;  // below, the stream kernels win on every shape seen
-constexpr int32_t kSmallest = 16;               // tokens: variants for fewer compete with these
+constexpr int32_t kUnplannedStreamTokens =
+    8;                                // up to here the stream kernels win on every shape seen
+constexpr int32_t kSmallest = 16;     // tokens: variants for fewer compete with these
 constexpr double kBalanceKept = 0.7;  // of the best: variants that idle more are not worth timing
 constexpr float kActivationUs =
     2;  // of a gated activation by itself, at sizes where both ways exist
@@ -49,16 +50,20 @@ class LinearImpl : public Linear {
     PENSTOCK_CUDA(cudaGetDeviceProperties(&properties, device));
     tuning_.num_multiprocessors = properties.multiProcessorCount;
     hopper_ = properties.major == 9;
-    if (hopper_) RETURN_IF_ERROR(InitStreamLinear());
+    if (hopper_) RETURN_IF_ERROR(InitStreamLinear(options_.wgmma));
     ASSIGN_OR_RETURN(lt_, Lt::Create(options.workspace_bytes));
     if (options_.use_cache && options_.measure) {
       const std::string folder =
           options.cache_directory.empty() ? DefaultCacheDirectory() : options.cache_directory;
       if (!folder.empty()) cache_path_ = fmt::format("{}/{}", folder, CacheName(properties));
-      cache_header_ = fmt::format("penstock linear {} | {} | {} multiprocessors | cuBLASLt {} | {}",
-                                  kCacheRevision, properties.name, properties.multiProcessorCount,
-                                  cublasLtGetVersion(), options.workspace_bytes);
+      cache_header_ =
+          fmt::format("penstock linear {} | {} | {} multiprocessors | cuBLASLt {} | {} | {}",
+                      kCacheRevision, properties.name, properties.multiProcessorCount,
+                      cublasLtGetVersion(), options.workspace_bytes, options.wgmma);
       if (!cache_path_.empty()) choices_ = LoadChoices(cache_path_, cache_header_);
+      std::erase_if(choices_, [](const auto& item) {
+        return !item.second.stream.empty() && FindVariant(item.second.stream) < 0;
+      });
     }
     return absl::OkStatus();
   }
@@ -188,7 +193,7 @@ class LinearImpl : public Linear {
     int32_t tokens = 0;
     double best = 0;
     const auto fits = [&](const StreamConfig& c) {
-      return c.max_tokens >= num_tokens &&
+      return c.max_tokens >= num_tokens && (options_.wgmma || !c.wgmma) &&
              (shape.output != LinearOutput::kSiluUp || c.fuses_silu_up);
     };
     for (const StreamConfig& c : configs) {

@@ -94,7 +94,7 @@ bool StreamSupports(const StreamConfig& config, const LinearCall& call) {
          (call.shape.output != LinearOutput::kSiluUp || config.fuses_silu_up);
 }
 
-absl::Status InitStreamLinear() {
+absl::Status InitStreamLinear(bool wgmma) {
   for (const Variant& v : Variants()) {
     for (const KernelFunction kernel : v.kernels) {
       if (kernel == nullptr) continue;
@@ -107,7 +107,7 @@ absl::Status InitStreamLinear() {
                                          cudaSharedmemCarveoutMaxShared));
     }
   }
-  return InitTileLinear(max_clusters_of_4);
+  return wgmma ? InitTileLinear(max_clusters_of_4) : absl::OkStatus();
 }
 
 absl::Status RunStreamLinear(int config_index, const LinearCall& call, const StreamTuning& tuning,

@@ -31,6 +31,7 @@ struct StreamConfig {
   int32_t cluster = 1;  // blocks that share a tile, splitting K
   int32_t shared_bytes = 0;
   bool fuses_silu_up = false;
+  bool wgmma = false;  // of linear_tile.cuh
 };
 std::span<const StreamConfig> StreamConfigs();
 
@@ -44,8 +45,8 @@ bool StreamSupports(const StreamConfig& config, const LinearCall& call);
 // Clusters that a launch has at most: one block a multiprocessor.
 int32_t StreamMaxClusters(const StreamConfig& config, int32_t num_multiprocessors);
 
-// Once a process and device, before the first launch. Hopper: the kernels of linear_tile.h too.
-absl::Status InitStreamLinear();
+// Once a process and device, before the first launch; `wgmma`: the variants of linear_tile.cuh too.
+absl::Status InitStreamLinear(bool wgmma);
 
 struct StreamTuning {
   int32_t num_multiprocessors = 132;

@@ -25,7 +25,8 @@ Variant MakeVariant(std::string_view name) {
               .rows = C::kRows,
               .cluster = C::kCluster,
               .shared_bytes = C::kSharedBytes,
-              .fuses_silu_up = C::kFusesSiluUp};
+              .fuses_silu_up = C::kFusesSiluUp,
+              .wgmma = true};
   v.threads = C::kThreads;
   v.kernels[0] = tile::Kernel<C, LinearOutput::kBf16>;
   v.kernels[1] = tile::Kernel<C, LinearOutput::kFloat>;
@@ -136,6 +137,7 @@ absl::Status InitTileLinear(int32_t& max_clusters_of_4) {
 
 absl::Status RunTileLinear(int index, const LinearCall& call, const StreamTuning& tuning,
                            int64_t clusters, cudaStream_t stream) {
+  if (encode == nullptr) return FailedPrecondition("the wgmma kernels are not set up");
   const Variant& v = Variants().at(static_cast<size_t>(index));
   const LinearShape& s = call.shape;
   tile::Params params;

@@ -156,7 +156,7 @@ int32_t NumMultiprocessors() {
 
 class StreamTest : public testing::TestWithParam<size_t> {
  protected:
-  void SetUp() override { ASSERT_TRUE(InitStreamLinear().ok()); }
+  void SetUp() override { ASSERT_TRUE(InitStreamLinear(true).ok()); }
   const StreamConfig& config() const { return StreamConfigs()[GetParam()]; }
   RunFunction run(int32_t multiprocessors = NumMultiprocessors(), int32_t prefetch = 65536) const {
     return [this, multiprocessors, prefetch](const LinearCall& call) {
@@ -245,7 +245,7 @@ TEST(LinearTest, PlansAndRuns) {
                                 {3001, 576, LinearOutput::kFloat}};
   std::string first;
   for (int start = 0; start < 2; ++start) {  // the second reads what the first has measured
-    auto linear = Linear::Create({.cache_directory = folder});
+    auto linear = Linear::Create({.cache_directory = folder, .wgmma = true});
     ASSERT_TRUE(linear.ok()) << linear.status();
     const PlannedLinear planned[] = {{shapes[0], 300}, {shapes[1], 300}, {shapes[2], 16}};
     const int32_t exact[] = {3, 5};
