@@ -7,7 +7,8 @@ namespace penstock::kernels::cuda {
 namespace {
 
 template <int kBlocks>
-__global__ void __launch_bounds__(kSamplerThreads, 2) SampleKernel(const SampleArgs args) {
+__global__ void __launch_bounds__(kSamplerThreads, kBlocks > 1 ? 2 : 1)
+    SampleKernel(const SampleArgs args) {
   LetNextStart();
   WaitForEarlier();
   const int64_t index = blockIdx.x / kBlocks;

@@ -45,7 +45,7 @@ class BestSoFar {
 // This block's slice of a row, copied to team.values; the best of what this thread copied.
 template <typename Team>
 __device__ Best LoadSlice(Team& team, const float* logits, bool aligned) {
-  constexpr int kInFlight = 8;
+  constexpr int kInFlight = 4;
   BestSoFar best;
   const float* from = logits + team.begin;
   if (!aligned) {
@@ -56,6 +56,7 @@ __device__ Best LoadSlice(Team& team, const float* logits, bool aligned) {
     return best.best();
   }
   const int vectors = team.size / 4;
+#pragma unroll 1
   for (int first = team.thread; first < vectors; first += kInFlight * kSamplerThreads) {
     float4 loaded[kInFlight];
 #pragma unroll

@@ -1,0 +1,1 @@
+penstock_binary(cuda_ops_bench SOURCES cuda_ops_bench.cc DEPS kernels_cuda_ops)
