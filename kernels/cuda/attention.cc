@@ -23,9 +23,13 @@ absl::Status Attention::Init(const AttentionConfig& c) {
   PENSTOCK_CUDA(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
   PENSTOCK_CUDA(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
 
-  decode_ = {c.num_heads, c.num_kv_heads, c.head_size,      c.page_size,
-             c.max_rows,  num_sms,        c.decode_variant, c.decode_min_tiles};
-  RETURN_IF_ERROR(PrepareDecode(decode_));
+  deep_ = {c.num_heads, c.num_kv_heads, c.head_size, c.page_size, c.max_rows, num_sms};
+  deep_.snap_tokens = c.decode_snap_tokens;
+  if (c.decode_variant >= 0) deep_.variant = c.decode_variant;
+  wide_ = deep_;
+  if (c.decode_variant < 0 && deep_.group() <= 8) wide_.variant = kWideDecode;
+  RETURN_IF_ERROR(PrepareDecode(deep_));
+  RETURN_IF_ERROR(PrepareDecode(wide_));
 
   const int flash_tile = FlashTileQueries(c.head_size);
   const bool can_flash = flash_tile > 0 && major == 9 && minor == 0;
@@ -43,12 +47,13 @@ absl::Status Attention::Init(const AttentionConfig& c) {
   }
   planner_.emplace(prefill_);
 
-  const size_t decode_bytes = DecodeWorkspaceBytes(decode_);
+  const DecodeConfig& largest = deep_.grid() > wide_.grid() ? deep_ : wide_;
+  const size_t decode_bytes = DecodeWorkspaceBytes(largest);
   const size_t items_bytes = PrefillItemsBytes(prefill_);
   device_bytes_ = decode_bytes + items_bytes;
   PENSTOCK_CUDA(cudaMalloc(&device_memory_, device_bytes_));
   PENSTOCK_CUDA(cudaMemset(device_memory_, 0, device_bytes_));
-  decode_workspace_ = LayOutDecodeWorkspace(decode_, device_memory_);
+  decode_workspace_ = LayOutDecodeWorkspace(largest, device_memory_);
   device_items_ = static_cast<char*>(device_memory_) + decode_bytes;
   for (Staging& staging : staging_) {
     PENSTOCK_CUDA(cudaMallocHost(&staging.memory, items_bytes));
@@ -66,12 +71,16 @@ Attention::~Attention() {
   if (device_memory_ != nullptr) cudaFree(device_memory_);
 }
 
+const DecodeConfig& Attention::DecodeFor(int32_t num_rows) const {
+  return num_rows * wide_.num_kv_heads <= wide_.num_sms ? wide_ : deep_;
+}
+
 absl::Status Attention::Plan(const BatchRows& batch, cudaStream_t stream) {
-  if (batch.num_rows > decode_.max_rows) {
+  if (batch.num_rows > deep_.max_rows) {
     return InvalidArgument("{} rows in a step: attention was set up for {}", batch.num_rows,
-                           decode_.max_rows);
+                           deep_.max_rows);
   }
-  RETURN_IF_ERROR(PlanDecode(decode_, decode_workspace_, batch, stream));
+  RETURN_IF_ERROR(PlanDecode(DecodeFor(batch.num_single), decode_workspace_, batch, stream));
   num_items_ = 0;
   if (batch.num_rows > batch.num_single) return PlanPrefill(batch, stream);
   return absl::OkStatus();
@@ -97,7 +106,7 @@ absl::Status Attention::Run(const AttentionParams& params, cudaStream_t stream) 
   if (params.kv.dtype != DType::kBF16 || params.kv.page_size != prefill_.page_size) {
     return InvalidArgument("attention was set up for bf16 pages of {} tokens", prefill_.page_size);
   }
-  RETURN_IF_ERROR(Decode(decode_, decode_workspace_, params, stream));
+  RETURN_IF_ERROR(Decode(DecodeFor(params.batch->num_single), decode_workspace_, params, stream));
   if (num_items_ == 0 || params.batch->num_rows == params.batch->num_single) {
     return absl::OkStatus();
   }

@@ -39,8 +39,8 @@ struct AttentionConfig {
   int32_t max_rows = 0;    // of a step
   int32_t max_tokens = 0;  // of a step
   PrefillPath prefill = PrefillPath::kBest;
-  int32_t decode_variant = kDefaultDecodeVariant;
-  int32_t decode_min_tiles = 1;
+  int32_t decode_variant = -1;  // -1: the best for the batch
+  int32_t decode_snap_tokens = 128;
 };
 
 // One for each step that may be planned at a time on a stream: all graphs and eager steps of a
@@ -73,7 +73,11 @@ class Attention {
   absl::Status Init(const AttentionConfig& config);
   absl::Status PlanPrefill(const BatchRows& batch, cudaStream_t stream);
 
-  DecodeConfig decode_;
+  // The decode kernel for a batch of so many rows.
+  const DecodeConfig& DecodeFor(int32_t num_rows) const;
+
+  DecodeConfig wide_;  // for few rows
+  DecodeConfig deep_;
   DecodeWorkspace decode_workspace_;
   PrefillConfig prefill_;
   bool flash_ = false;

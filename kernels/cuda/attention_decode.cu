@@ -8,14 +8,16 @@ namespace penstock::kernels::cuda {
 namespace {
 
 constexpr int kPlanThreads = 1024;
-constexpr DecodeVariant kVariants[] = {{4, 3, 2}, {8, 3, 1}, {4, 2, 3}, {4, 6, 1}, {2, 3, 4}};
+constexpr DecodeVariant kVariants[] = {{8, 3, 1}, {4, 2, 3}, {4, 3, 2}};
 
 struct PlanParams {
   const int32_t* context_len = nullptr;
+  const int32_t* slot_of_token = nullptr;
+  int64_t page_table_stride = 0;
   int32_t num_rows = 0;
   int32_t num_kv_heads = 0;
   int32_t tile_tokens = 0;
-  int32_t min_tiles = 0;
+  int32_t snap = 0;
   int32_t grid = 0;
   DecodeWorkspace workspace;
 };
@@ -46,6 +48,38 @@ __device__ int PrefixSum(int value, int* total) {
   return sum - value + (warp > 0 ? of_warp[warp - 1] : 0);
 }
 
+// Where block `block` begins: an even share, moved to the nearer end of the (row, head) it falls
+// into if that is not far.
+__device__ DecodeBlockStart StartOf(const PlanParams& p, const DecodePlanHeader& header,
+                                    const int* tiles_before, int block) {
+  int first = block * header.base + min(block, header.extra);
+  int row = 0;  // the last one whose tiles begin at or before `first`
+  for (int low = 0, high = p.num_rows - 1; low <= high;) {
+    const int middle = (low + high) / 2;
+    if (tiles_before[middle] * p.num_kv_heads <= first) {
+      row = middle;
+      low = middle + 1;
+    } else {
+      high = middle - 1;
+    }
+  }
+  const int in_row = first - tiles_before[row] * p.num_kv_heads;
+  const int of_head = tiles_before[row + 1] - tiles_before[row];
+  int head = in_row / of_head, tile = in_row % of_head;
+  if (tile <= min(header.snap, of_head / 2)) {
+    first -= tile;
+    tile = 0;
+  } else if (of_head - tile <= min(header.snap, (of_head - 1) / 2)) {
+    first += of_head - tile;
+    tile = 0;
+    if (++head == p.num_kv_heads) {
+      head = 0;
+      ++row;  // of no tile if this was the last, and then the block has none either
+    }
+  }
+  return {min(row, p.num_rows - 1), head, tile, 0, first};
+}
+
 // One block. tiles_before[r] is the number of tiles of one KV head in rows [0, r).
 __global__ void __launch_bounds__(kPlanThreads)
     PlanDecodeKernel(const __grid_constant__ PlanParams p) {
@@ -70,26 +104,18 @@ __global__ void __launch_bounds__(kPlanThreads)
   __syncthreads();
 
   const int num_tiles = total * p.num_kv_heads;
-  const int num_blocks = max(1, min(p.grid, num_tiles / p.min_tiles));
-  const int base = num_tiles / num_blocks, extra = num_tiles % num_blocks;
-  if (threadIdx.x == 0) *p.workspace.header = {num_blocks, base, extra, num_tiles};
+  const int num_blocks = min(p.grid, num_tiles);
+  const DecodePlanHeader header = {num_tiles / num_blocks, num_tiles % num_blocks, p.snap};
+  if (threadIdx.x == 0) *p.workspace.header = header;
   for (int block = threadIdx.x; block < p.grid; block += kPlanThreads) {
     DecodeBlockStart start;
     if (block < num_blocks) {
-      const int first = block * base + min(block, extra);
-      int row = 0;  // the last one whose tiles begin at or before `first`
-      for (int low = 0, high = p.num_rows - 1; low <= high;) {
-        const int middle = (low + high) / 2;
-        if (tiles_before[middle] * p.num_kv_heads <= first) {
-          row = middle;
-          low = middle + 1;
-        } else {
-          high = middle - 1;
-        }
-      }
-      const int in_row = first - tiles_before[row] * p.num_kv_heads;
-      const int of_head = tiles_before[row + 1] - tiles_before[row];
-      start = {row, in_row / of_head, in_row % of_head, base + (block < extra ? 1 : 0)};
+      start = StartOf(p, header, tiles_before, block);
+      const int end =
+          block + 1 == num_blocks ? num_tiles : StartOf(p, header, tiles_before, block + 1).first;
+      start.count = end - start.first;
+      start.context = p.context_len[start.row];
+      start.pages = static_cast<int>(p.slot_of_token[start.row] * p.page_table_stride);
     }
     p.workspace.starts[block] = start;
   }
@@ -110,30 +136,22 @@ DecodeEntry Entry(int group) {
           Shape::SharedBytes(group)};
 }
 
-// The other variants are there to be measured, at the main target's shape alone.
-DecodeEntry FindKernel(const DecodeConfig& c) {
+template <int kHeadSize>
+DecodeEntry FindKernelOf(const DecodeConfig& c) {
   const int group = c.group();
-  if (group < 1 || group > 16) return {};
-  if (c.head_size == 128 && group <= 8) {
-    switch (c.variant) {
-      case 0:
-        return Entry<128, 1, 0>(group);
-      case 1:
-        return Entry<128, 1, 1>(group);
-      case 2:
-        return Entry<128, 1, 2>(group);
-      case 3:
-        return Entry<128, 1, 3>(group);
-      case 4:
-        return Entry<128, 1, 4>(group);
-    }
+  if (group > 8) {  // the wide kernel's merge doesn't fit in shared memory
+    return c.variant == kDeepDecode ? Entry<kHeadSize, 2, kDeepDecode>(group) : DecodeEntry{};
   }
-  if (c.variant != kDefaultDecodeVariant) return {};
-  constexpr int kDefault = kDefaultDecodeVariant;
-  if (c.head_size == 128) return Entry<128, 2, kDefault>(group);
-  if (c.head_size == 64) {
-    return group <= 8 ? Entry<64, 1, kDefault>(group) : Entry<64, 2, kDefault>(group);
-  }
+  if (c.variant == kWideDecode) return Entry<kHeadSize, 1, kWideDecode>(group);
+  if (c.variant == kDeepDecode) return Entry<kHeadSize, 1, kDeepDecode>(group);
+  if (kHeadSize == 128) return Entry<128, 1, 2>(group);  // to be measured against
+  return {};
+}
+
+DecodeEntry FindKernel(const DecodeConfig& c) {
+  if (c.group() < 1 || c.group() > 16) return {};
+  if (c.head_size == 128) return FindKernelOf<128>(c);
+  if (c.head_size == 64) return FindKernelOf<64>(c);
   return {};
 }
 
@@ -188,10 +206,12 @@ absl::Status PlanDecode(const DecodeConfig& c, const DecodeWorkspace& workspace,
   if (batch.num_single == 0) return absl::OkStatus();
   PlanParams p;
   p.context_len = batch.context_len;
+  p.slot_of_token = batch.slot_of_token;
+  p.page_table_stride = batch.page_table_stride;
   p.num_rows = batch.num_single;
   p.num_kv_heads = c.num_kv_heads;
   p.tile_tokens = c.tile_tokens();
-  p.min_tiles = std::max(1, c.min_tiles);
+  p.snap = c.snap_tokens / c.tile_tokens();
   p.grid = c.grid();
   p.workspace = workspace;
   const size_t shared = 4 * (static_cast<size_t>(p.num_rows) + 1);

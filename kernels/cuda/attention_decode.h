@@ -2,17 +2,19 @@
 // 2023), in CUDA graphs.
 //
 // The work of a layer is a list of tiles: (row, KV head, tile of tokens), row by row, head by head.
-// A kernel of a fixed grid deals the list evenly to its blocks, each a contiguous part (stream-K:
-// Osama et al., 2023), so that any mix of context lengths is balanced and no plan is made on the
-// host. A (row, head) that lies in one block is finished there; of one that is cut, each block
-// leaves a partial result, and the last block to arrive merges them in order. A block has at most
-// two cut pieces, so the space for partial results doesn't depend on the batch.
+// A kernel of a fixed grid deals the list to its blocks, each a contiguous part of about the same
+// size (stream-K: Osama et al., 2023), so that any mix of context lengths is balanced and no plan
+// is made on the host. Parts end at the border of a (row, head) where one is near; a (row, head)
+// that is cut all the same leaves a partial result in each of its blocks, and the last block to
+// arrive merges them in order. A block has at most two cut pieces, so the space for partial results
+// doesn't depend on the batch.
 //
 // PlanDecode runs once a step, Decode in every layer.
 #pragma once
 
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -30,19 +32,25 @@ struct DecodeVariant {
   int32_t blocks_per_sm = 0;  // what the grid is sized for
 };
 std::span<const DecodeVariant> DecodeVariants();
-constexpr int kDefaultDecodeVariant = 0;
+// The best for few (row, head) and for many.
+constexpr int kWideDecode = 0;
+constexpr int kDeepDecode = 1;
 
 struct DecodePlanHeader {
-  int32_t num_blocks = 0;  // blocks that have tiles
-  int32_t base = 0;        // tiles a block
-  int32_t extra = 0;       // blocks [0, extra) have one more
-  int32_t num_tiles = 0;
+  int32_t base = 0;   // tiles a block, before borders are moved
+  int32_t extra = 0;  // blocks [0, extra) have one more
+  int32_t snap = 0;   // a border moves by up to so many tiles to the next border of a (row, head)
+  int32_t unused = 0;
 };
 struct DecodeBlockStart {  // where a block's part begins
   int32_t row = 0;
-  int32_t head = 0;   // KV head
-  int32_t tile = 0;   // of (row, head)
-  int32_t count = 0;  // tiles; 0: none
+  int32_t head = 0;     // KV head
+  int32_t tile = 0;     // of (row, head)
+  int32_t count = 0;    // tiles; 0: none
+  int32_t first = 0;    // the part's place in the list
+  int32_t context = 0;  // of the row
+  int32_t pages = 0;    // where the row's pages begin in the page table
+  int32_t unused = 0;
 };
 
 // Where things lie in device memory. Zeroed once at set-up; the kernels leave `arrivals` zero
@@ -62,13 +70,14 @@ struct DecodeConfig {
   int32_t page_size = 0;  // a power of two >= 8
   int32_t max_rows = 0;
   int32_t num_sms = 0;
-  int32_t variant = kDefaultDecodeVariant;
-  int32_t min_tiles = 1;  // a block gets no fewer: fewer pieces to merge where there is little work
+  int32_t variant = kDeepDecode;
+  int32_t snap_tokens =
+      128;  // how far a border moves to spare a cut: a merge takes as long as about so many tokens
 
   int32_t group() const { return num_heads / num_kv_heads; }
-  // With more than 8 heads a group, shared memory holds but one block.
+  // With more than 8 heads a group, shared memory holds fewer blocks.
   int32_t grid() const {
-    return num_sms * (group() > 8 ? 1 : DecodeVariants()[variant].blocks_per_sm);
+    return num_sms * std::min(group() > 8 ? 2 : 16, DecodeVariants()[variant].blocks_per_sm);
   }
   int32_t tile_tokens() const {
     return DecodeVariants()[variant].num_warps * (head_size == 64 ? 32 : 16);

@@ -51,23 +51,32 @@ struct DecodeShape {
   static constexpr int SharedBytes(int group) { return kRingBytes + MergeBytes(group) + 16; }
 };
 
-// A place in the list of tiles, and the page ids of the slices ahead of it.
+// A place in the list of tiles.
 template <typename Shape>
 struct TileCursor {
-  int row, head, tile, num_tiles, context;
+  int row, head, tile, num_tiles, context, pages;
 
-  __device__ void Enter(const DecodeKernelParams& p) {
-    context = __ldcg(p.context_len + row);
-    num_tiles = max(1, (context + Shape::kTile - 1) / Shape::kTile);
+  __device__ explicit TileCursor(const DecodeBlockStart& start)
+      : row(start.row),
+        head(start.head),
+        tile(start.tile),
+        num_tiles(TilesOf(start.context)),
+        context(start.context),
+        pages(start.pages) {}
+  __device__ static int TilesOf(int context) {
+    return max(1, (context + Shape::kTile - 1) / Shape::kTile);
   }
-  // True if a new (row, head) begins.
+  // Moves to the next tile; `more` says that there is one. True if a new (row, head) begins.
   __device__ bool Advance(const DecodeKernelParams& p, bool more) {
     if (++tile < num_tiles) return false;
     tile = 0;
-    if (++head == p.num_kv_heads) {
-      head = 0;
-      ++row;
-      if (more) Enter(p);
+    if (++head < p.num_kv_heads) return true;
+    head = 0;
+    ++row;
+    if (more) {
+      context = __ldcg(p.context_len + row);
+      pages = static_cast<int>(__ldcg(p.slot_of_token + row) * p.page_table_stride);
+      num_tiles = TilesOf(context);
     }
     return true;
   }
@@ -79,11 +88,7 @@ class SliceLoader {
  public:
   __device__ SliceLoader(const DecodeKernelParams& p, const DecodeBlockStart& start, int warp,
                          int lane)
-      : p_(p), warp_(warp), lane_(lane), left_(start.count) {
-    at_.row = start.row;
-    at_.head = start.head;
-    at_.tile = start.tile;
-    at_.Enter(p);
+      : p_(p), warp_(warp), lane_(lane), left_(start.count), at_(start) {
     LoadPages();
   }
 
@@ -113,8 +118,7 @@ class SliceLoader {
         (at_.tile + lane_ / kGroups) * Shape::kTile + warp_ * Shape::kSlice + lane_ % kGroups * 8;
     page_ = 0;
     if (token < at_.context) {
-      const int64_t slot = __ldcg(p_.slot_of_token + at_.row);
-      page_ = __ldcg(p_.page_table + slot * p_.page_table_stride + (token >> p_.page_shift));
+      page_ = __ldcg(p_.page_table + at_.pages + (token >> p_.page_shift));
     }
   }
 
@@ -176,7 +180,8 @@ struct WarpState {
   // Adds the slice at `shared`, of whose tokens the first `valid` (> 0) count.
   __device__ void Add(uint32_t shared, const uint32_t (&q)[kHeadSize / 16][kQueryTiles][2],
                       int valid, float scale_log2, int lane) {
-    float s[Shape::kTokenTiles][kQueryTiles][4] = {};
+    // Two sums, of even and odd steps: half as long a chain of dependent products.
+    float s[Shape::kTokenTiles][kQueryTiles][4] = {}, odd[Shape::kTokenTiles][kQueryTiles][4] = {};
     const int k_token = lane % 16;
 #pragma unroll
     for (int step = 0; step < kHeadSize / 16; ++step) {
@@ -186,7 +191,17 @@ struct WarpState {
         uint32_t a[4];
         LoadMatrix4(a, shared + (t * 16 + k_token) * (kHeadSize * 2) + (chunk << 4));
 #pragma unroll
-        for (int j = 0; j < kQueryTiles; ++j) MultiplyAdd(s[t][j], a, q[step][j][0], q[step][j][1]);
+        for (int j = 0; j < kQueryTiles; ++j) {
+          MultiplyAdd(step % 2 == 0 ? s[t][j] : odd[t][j], a, q[step][j][0], q[step][j][1]);
+        }
+      }
+    }
+#pragma unroll
+    for (int t = 0; t < Shape::kTokenTiles; ++t) {
+#pragma unroll
+      for (int j = 0; j < kQueryTiles; ++j) {
+#pragma unroll
+        for (int c = 0; c < 4; ++c) s[t][j][c] += odd[t][j][c];
       }
     }
     uint32_t weights[Shape::kTokenTiles][kQueryTiles][2];
@@ -282,15 +297,20 @@ __device__ __forceinline__ void LoadQueries(uint32_t (&q)[kHeadSize / 16][kQuery
   }
 }
 
-// What a block knows of its part of the list.
-struct DecodePart {
+// Which blocks share a (row, head): tiles [first, first + count) of the list. A border at distance
+// d from its beginning has moved there if d <= min(snap, count / 2), and to its end from a smaller
+// distance still (PlanDecodeKernel).
+struct DecodeDeal {
   DecodePlanHeader header;
-  int first = 0;  // tiles [first, first + count) of the list
-  int count = 0;
-  __device__ int FirstOf(int block) const { return block * header.base + min(block, header.extra); }
-  __device__ int BlockOf(int tile) const {
+  __device__ int BlockOf(int tile) const {  // before borders are moved
     const int big = header.extra * (header.base + 1);
     return tile < big ? tile / (header.base + 1) : header.extra + (tile - big) / header.base;
+  }
+  __device__ int FirstBlock(int first, int count) const {
+    return BlockOf(first + min(header.snap, count / 2));
+  }
+  __device__ int LastBlock(int first, int count) const {
+    return BlockOf(first + count - 1 - min(header.snap, (count - 1) / 2));
   }
 };
 
@@ -345,7 +365,7 @@ __device__ void MergePartials(const DecodeKernelParams& p, int row, int head, in
 
 // The end of a (row, head), or of the block's piece of it: tiles [from, to) of num_tiles.
 template <typename Shape, int kHeadSize, int kQueryTiles>
-__device__ void FinishPiece(const DecodeKernelParams& p, const DecodePart& part,
+__device__ void FinishPiece(const DecodeKernelParams& p, const DecodeDeal& deal,
                             WarpState<Shape, kHeadSize, kQueryTiles>& state, float* merge, int row,
                             int head, int pair_first, int from, int to, int num_tiles) {
   constexpr int kQuads = kHeadSize / 4;
@@ -374,7 +394,7 @@ __device__ void FinishPiece(const DecodeKernelParams& p, const DecodePart& part,
   }
   __syncthreads();
   const bool whole = from == 0 && to == num_tiles;
-  const int first_block = whole ? 0 : part.BlockOf(pair_first);
+  const int first_block = whole ? 0 : deal.FirstBlock(pair_first, num_tiles);
   const int64_t slot = 2 * blockIdx.x + (static_cast<int>(blockIdx.x) == first_block ? 1 : 0);
   for (int index = threadIdx.x; index < p.group * kQuads; index += Shape::kThreads) {
     const int query = index / kQuads, quad = index % kQuads;
@@ -411,13 +431,17 @@ __device__ void FinishPiece(const DecodeKernelParams& p, const DecodePart& part,
     }
   }
   if (whole) return;
-  const int last_block = part.BlockOf(pair_first + num_tiles - 1);
+  const int last_block = deal.LastBlock(pair_first, num_tiles);
   __syncthreads();
   if (threadIdx.x == 0) {
     int32_t* arrivals = p.workspace.arrivals + row * p.num_kv_heads + head;
-    __threadfence();  // cumulative: the block's partial results before the arrival
-    const int before = atomicAdd(arrivals, 1);
-    __threadfence();
+    // After the block's partial results (the barrier makes the release cover all its threads'), and
+    // before others'.
+    int before;
+    asm volatile("atom.add.acq_rel.gpu.global.s32 %0, [%1], 1;"
+                 : "=r"(before)
+                 : "l"(arrivals)
+                 : "memory");
     *is_last = before == last_block - first_block;
     if (*is_last) *arrivals = 0;  // for the next layer
   }
@@ -435,14 +459,12 @@ __global__ void __launch_bounds__(kWarps * 32)
   LetNextKernelStart();
   // The plan and what it was made of are complete when any kernel after PlanDecode starts; __ldcg,
   // since the L1 cache may be older.
-  const int4 start4 = __ldcg(reinterpret_cast<const int4*>(p.workspace.starts) + blockIdx.x);
-  const DecodeBlockStart start = {start4.x, start4.y, start4.z, start4.w};
+  const int4* plan = reinterpret_cast<const int4*>(p.workspace.starts + blockIdx.x);
+  const int4 where = __ldcg(plan), what = __ldcg(plan + 1);
+  const int4 header = __ldcg(reinterpret_cast<const int4*>(p.workspace.header));
+  const DecodeBlockStart start = {where.x, where.y, where.z, where.w, what.x, what.y, what.z};
+  const DecodeDeal deal = {{header.x, header.y, header.z}};
   if (start.count == 0) return;
-  const int4 header4 = __ldcg(reinterpret_cast<const int4*>(p.workspace.header));
-  DecodePart part;
-  part.header = {header4.x, header4.y, header4.z, header4.w};
-  part.count = start.count;
-  part.first = part.FirstOf(blockIdx.x);
 
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const uint32_t ring = SharedAddress(shared_memory) + warp * Shape::kWarpBytes;
@@ -452,22 +474,18 @@ __global__ void __launch_bounds__(kWarps * 32)
   // runs.
   SliceLoader<Shape, kHeadSize> loader(p, start, warp, lane);
   int early = 0;
-  while (early < kStages - 1 && !loader.has_new_token()) {
+  while (early < kStages && !loader.has_new_token()) {
     loader.Next(ring + early * 2 * Shape::kSliceBytes);
     CommitCopies();
     ++early;
   }
   WaitForEarlierKernels();
-  for (int i = early; i < kStages - 1; ++i) {
+  for (int i = early; i < kStages; ++i) {
     loader.Next(ring + i * 2 * Shape::kSliceBytes);
     CommitCopies();
   }
 
-  TileCursor<Shape> at;
-  at.row = start.row;
-  at.head = start.head;
-  at.tile = start.tile;
-  at.Enter(p);
+  TileCursor<Shape> at(start);
   uint32_t q[kHeadSize / 16][kQueryTiles][2], next_q[kHeadSize / 16][kQueryTiles][2];
   LoadQueries<kHeadSize, kQueryTiles>(next_q, p, at.row, at.head, lane);
   WarpState<Shape, kHeadSize, kQueryTiles> state;
@@ -491,18 +509,19 @@ __global__ void __launch_bounds__(kWarps * 32)
                                             row_ends ? 0 : at.head + 1, lane);
       }
     }
-    WaitForCopies<kStages - 2>();
-    __syncwarp();  // the slice is there, and every lane has read the one before it
-    loader.Next(ring + (stage == 0 ? kStages - 1 : stage - 1) * 2 * Shape::kSliceBytes);
-    CommitCopies();
+    WaitForCopies<kStages - 1>();
+    __syncwarp();  // every lane's copies of the slice are there
     const int valid = at.context - (at.tile * Shape::kTile + warp * Shape::kSlice);
     if (valid > 0) {
       state.Add(ring + stage * 2 * Shape::kSliceBytes, q, valid, p.scale_log2, lane);
     }
+    __syncwarp();  // every lane has read it
+    loader.Next(ring + stage * 2 * Shape::kSliceBytes);
+    CommitCopies();
     stage = stage + 1 == kStages ? 0 : stage + 1;
     if (at.tile + 1 == at.num_tiles || i + 1 == start.count) {
-      FinishPiece<Shape, kHeadSize, kQueryTiles>(p, part, state, merge, at.row, at.head,
-                                                 part.first + i - at.tile, piece_from, at.tile + 1,
+      FinishPiece<Shape, kHeadSize, kQueryTiles>(p, deal, state, merge, at.row, at.head,
+                                                 start.first + i - at.tile, piece_from, at.tile + 1,
                                                  at.num_tiles);
       piece_from = 0;
     }

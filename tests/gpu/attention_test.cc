@@ -32,12 +32,12 @@ void RunOnce(Attention& attention, const AttentionCase& c, cudaStream_t stream =
 }
 
 void Check(const CaseShape& shape, uint64_t seed, PrefillPath path = PrefillPath::kBest,
-           int variant = kDefaultDecodeVariant, int min_tiles = 1) {
+           int variant = -1, int snap_tokens = 128) {
   AttentionCase c(shape, seed);
   AttentionConfig config = c.Config();
   config.prefill = path;
   config.decode_variant = variant;
-  config.decode_min_tiles = min_tiles;
+  config.decode_snap_tokens = snap_tokens;
   const auto attention = Make(config);
   ASSERT_NE(attention, nullptr);
   RunOnce(*attention, c);
@@ -110,8 +110,12 @@ INSTANTIATE_TEST_SUITE_P(All, AttentionShapes,
 TEST(Attention, EveryDecodeVariant) {
   for (int variant = 0; variant < static_cast<int>(DecodeVariants().size()); ++variant) {
     SCOPED_TRACE("variant " + std::to_string(variant));
-    Check({32, 8, 128, 16, RandomSingles(19, 1500, 3)}, 200 + variant, PrefillPath::kBest, variant);
-    Check({32, 8, 128, 16, {{3000, 1}}}, 300 + variant, PrefillPath::kBest, variant, 4);
+    for (const int snap_tokens : {0, 128, 400}) {
+      const uint64_t seed = 200 + variant * 3 + snap_tokens;
+      Check({32, 8, 128, 16, RandomSingles(19, 1500, seed)}, seed, PrefillPath::kBest, variant,
+            snap_tokens);
+      Check({32, 8, 128, 16, {{3000, 1}}}, seed, PrefillPath::kBest, variant, snap_tokens);
+    }
   }
 }
 

@@ -156,12 +156,12 @@ float Time(cudaStream_t stream, int repeats, Work work) {
   return Median(times);
 }
 
-void TimeDecode(const Pool& pool, int rows, int context, int variant, int min_tiles,
+void TimeDecode(const Pool& pool, int rows, int context, int variant, int snap_tokens,
                 cudaStream_t stream) {
   Problem problem(pool, rows, context, 1);
   AttentionConfig config = problem.Config();
   config.decode_variant = variant;
-  config.decode_min_tiles = min_tiles;
+  config.decode_snap_tokens = snap_tokens;
   auto attention = Attention::Create(config);
   CHECK_OK(attention.status());
   const double bytes = 4.0 * rows * context * kKvHeads * kHeadSize;
@@ -180,8 +180,8 @@ void TimeDecode(const Pool& pool, int rows, int context, int variant, int min_ti
   const DecodeVariant& v = DecodeVariants()[variant];
   std::printf(
       "{\"op\":\"decode\",\"batch\":%d,\"context\":%d,\"warps\":%d,\"stages\":%d,\"blocks\":%d,"
-      "\"min_tiles\":%d,\"layers\":%d,\"us\":%.2f,\"tb_s\":%.2f}\n",
-      rows, context, v.num_warps, v.num_stages, v.blocks_per_sm, min_tiles, layers, us,
+      "\"snap\":%d,\"layers\":%d,\"us\":%.2f,\"tb_s\":%.2f}\n",
+      rows, context, v.num_warps, v.num_stages, v.blocks_per_sm, snap_tokens, layers, us,
       bytes / us * 1e-6);
   std::fflush(stdout);
   cudaGraphExecDestroy(exec);
@@ -236,10 +236,10 @@ int main(int argc, char** argv) {
     for (const int rows : {1, 8, 32, 64, 128, 256}) {
       for (const int context : {128, 192, 1024, 4096}) {
         for (int variant = 0; variant < static_cast<int>(DecodeVariants().size()); ++variant) {
-          TimeDecode(pool, rows, context, variant, 1, stream);
+          for (const int snap_tokens : {0, 128}) {
+            TimeDecode(pool, rows, context, variant, snap_tokens, stream);
+          }
         }
-        if (rows > 8) continue;
-        for (const int min_tiles : {2, 4}) TimeDecode(pool, rows, context, 0, min_tiles, stream);
       }
     }
   }
