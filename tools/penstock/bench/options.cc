@@ -81,7 +81,7 @@ absl::StatusOr<double> Number(const launcher::CommandLine& line, std::string_vie
 absl::StatusOr<double> Rate(const launcher::CommandLine& line, std::string_view name) {
   const std::string text = line.Get(name);
   if (text == "inf") return std::numeric_limits<double>::infinity();
-  const absl::StatusOr<double> value = Number(line, name, 1e-6, 1e9);
+  absl::StatusOr<double> value = Number(line, name, 1e-6, 1e9);
   if (value.ok()) return value;
   return InvalidArgument("--{} {} must be requests a second, above 0, or inf", name, text);
 }
