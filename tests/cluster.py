@@ -33,7 +33,8 @@ class Cluster:
         self.grpc_address = f"127.0.0.1:{self.grpc_port}"
         self.engine_id = f"test-{os.getpid()}-{self.http_port}"
         self.log_path = log
-        self.model = pathlib.Path(model).stem
+        path = pathlib.Path(model)
+        self.model = path.stem if path.suffix == ".gguf" else path.name
         self.process = subprocess.Popen(
             [BIN / "penstock", "serve", model, "--port", str(self.http_port), "--grpc-port", str(self.grpc_port),
              "--engine-id", self.engine_id, "--check-invariants", *flags],

@@ -155,6 +155,20 @@ TEST(ChatTemplateTest, RendersFromManyThreads) {
   EXPECT_THAT(wrong, testing::Each(0));
 }
 
+TEST(ChatTemplateTest, CheckpointsWithoutADefaultTemplateHaveNoChat) {
+  HfTokenizerConfig config;
+  config.path = "folder/tokenizer_config.json";
+  EXPECT_EQ(ChatTemplate::FromHf(config).status().code(), absl::StatusCode::kNotFound);
+  config.chat_templates["rag"] = "x";
+  const auto rag = ChatTemplate::FromHf(config);
+  EXPECT_EQ(rag.status().code(), absl::StatusCode::kNotFound);
+  EXPECT_THAT(std::string(rag.status().message()), testing::HasSubstr("only \"rag\""));
+  config.chat_templates["default"] = "{% if %}";
+  const auto bad = ChatTemplate::FromHf(config);
+  EXPECT_EQ(bad.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(bad.status().message()), testing::HasSubstr(config.path));
+}
+
 }  // namespace
 }  // namespace penstock::router
 
