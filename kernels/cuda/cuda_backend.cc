@@ -238,7 +238,9 @@ absl::StatusOr<Backend::BegunStep> CudaBackend::BeginStep(const StepInputs& inpu
     const auto outputs = static_cast<int32_t>(inputs.outputs.size());
     graph = graphs_.lower_bound(std::max(rows.num_rows, outputs));
   }
-  nvtxRangePushA(graph != graphs_.end() ? "decode step" : "eager step");
+  nvtxRangePushA(fmt::format("{} rows {} tokens {}", graph != graphs_.end() ? "replay" : "eager",
+                             rows.num_rows, rows.num_tokens)
+                     .c_str());
   const int32_t padded_rows = graph != graphs_.end() ? graph->first : 0;
   ASSIGN_OR_RETURN(staged_, staging_->Stage(inputs, padded_rows, stream_));
   inputs_ = inputs;

@@ -15,7 +15,7 @@
 namespace penstock::kernels::cuda {
 namespace {
 
-constexpr int kCacheRevision = 2;  // of the file's form and of the stream kernels behind the names
+constexpr int kCacheRevision = 3;  // of the file's form and of the stream kernels behind the names
 constexpr int kMaxLtCandidates = 8;
 constexpr int32_t kUnplannedStreamTokens =
     8;                                // up to here the stream kernels win on every shape seen

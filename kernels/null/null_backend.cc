@@ -87,6 +87,7 @@ class NullBackend : public Backend {
   absl::Status RopeKvWrite(const RopeKvWriteParams&) override { return absl::OkStatus(); }
   absl::Status Attention(const AttentionParams&) override { return absl::OkStatus(); }
   absl::Status GatedActivation(const GatedActivationParams&) override { return absl::OkStatus(); }
+  absl::Status GatedLinear(const GatedLinearParams&) override { return absl::OkStatus(); }
   absl::Status GatherRows(const GatherRowsParams&) override { return absl::OkStatus(); }
   absl::Status Logits(const LogitsParams&) override { return absl::OkStatus(); }
 
