@@ -188,6 +188,7 @@ int Main(int argc, char** argv) {
   absl::SetProgramUsageMessage("The router: gRPC and HTTP in, engines behind it.");
   std::vector<std::string> args = Normalised(argc, argv);
   std::vector<char*> pointers;
+  pointers.reserve(args.size());
   for (std::string& arg : args) pointers.push_back(arg.data());
   absl::ParseCommandLine(static_cast<int>(pointers.size()), pointers.data());
   InitLogging("router");
