@@ -13,8 +13,7 @@
 #include <vector>
 
 #include "absl/flags/flag.h"
-#include "absl/flags/parse.h"
-#include "absl/flags/usage.h"
+#include "common/flags.h"
 #include "common/log.h"
 #include "common/notify.h"
 #include "router/api/grpc/server.h"
@@ -49,20 +48,14 @@ namespace {
 constexpr int kExitBadInput = 2;  // a flag, the model or a port: trying again won't help
 constexpr size_t kMaxQueuedTasks = 8192;
 
-// --grpc-port=1 -> --grpc_port=1; and one --engine a flag becomes one list.
-std::vector<std::string> Normalised(int argc, char** argv) {
+// --engine=A --engine B -> --engine=A,B: Abseil would take the last one only.
+std::vector<std::string> WithOneEngineFlag(int argc, char** argv) {
   std::vector<std::string> args = {argv[0]};
   std::string engines;
   for (int i = 1; i < argc; ++i) {
     std::string arg = argv[i];
-    if (arg.rfind("--", 0) != 0) {
-      args.push_back(std::move(arg));
-      continue;
-    }
-    const size_t end = std::min(arg.find('='), arg.size());
-    std::replace(arg.begin() + 2, arg.begin() + static_cast<ptrdiff_t>(end), '-', '_');
     if (arg == "--engine" && i + 1 < argc) arg = fmt::format("--engine={}", argv[++i]);
-    if (arg.rfind("--engine=", 0) == 0) {
+    if (arg.starts_with("--engine=")) {
       if (!engines.empty()) engines += ',';
       engines += arg.substr(9);
     } else {
@@ -178,13 +171,17 @@ absl::Status Run(int stop) {
 }
 
 int Main(int argc, char** argv) {
-  absl::SetProgramUsageMessage("The router: gRPC and HTTP in, engines behind it.");
-  std::vector<std::string> args = Normalised(argc, argv);
+  std::vector<std::string> args = WithOneEngineFlag(argc, argv);
   std::vector<char*> pointers;
   pointers.reserve(args.size());
   for (std::string& arg : args) pointers.push_back(arg.data());
-  absl::ParseCommandLine(static_cast<int>(pointers.size()), pointers.data());
+  const std::vector<char*> rest = ParseFlags("gRPC and HTTP in, engines behind it",
+                                             static_cast<int>(pointers.size()), pointers.data());
   InitLogging("router");
+  if (rest.size() > 1) {
+    spdlog::error("msg=\"unexpected argument\" argument=\"{}\"", rest[1]);
+    return kExitBadInput;
+  }
   if (absl::GetFlag(FLAGS_die_with_parent)) {
     const pid_t parent = getppid();
     prctl(PR_SET_PDEATHSIG, SIGTERM);
