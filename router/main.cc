@@ -1,6 +1,9 @@
 // penstock-router: text in, text out. Flags may be spelt with dashes or underscores.
+#include <poll.h>
 #include <signal.h>
+#include <sys/eventfd.h>
 #include <sys/prctl.h>
+#include <sys/signalfd.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -10,8 +13,7 @@
 #include <vector>
 
 #include "absl/flags/flag.h"
-#include "absl/flags/parse.h"
-#include "absl/flags/usage.h"
+#include "common/flags.h"
 #include "common/log.h"
 #include "common/notify.h"
 #include "router/api/grpc/server.h"
@@ -46,20 +48,14 @@ namespace {
 constexpr int kExitBadInput = 2;  // a flag, the model or a port: trying again won't help
 constexpr size_t kMaxQueuedTasks = 8192;
 
-// --grpc-port=1 -> --grpc_port=1; and one --engine a flag becomes one list.
-std::vector<std::string> Normalised(int argc, char** argv) {
+// --engine=A --engine B -> --engine=A,B: Abseil would take the last one only.
+std::vector<std::string> WithOneEngineFlag(int argc, char** argv) {
   std::vector<std::string> args = {argv[0]};
   std::string engines;
   for (int i = 1; i < argc; ++i) {
     std::string arg = argv[i];
-    if (arg.rfind("--", 0) != 0) {
-      args.push_back(std::move(arg));
-      continue;
-    }
-    const size_t end = std::min(arg.find('='), arg.size());
-    std::replace(arg.begin() + 2, arg.begin() + static_cast<ptrdiff_t>(end), '-', '_');
     if (arg == "--engine" && i + 1 < argc) arg = fmt::format("--engine={}", argv[++i]);
-    if (arg.rfind("--engine=", 0) == 0) {
+    if (arg.starts_with("--engine=")) {
       if (!engines.empty()) engines += ',';
       engines += arg.substr(9);
     } else {
@@ -93,9 +89,12 @@ std::string ApiKey() {
 }
 
 // Tells health checks and the supervisor when readiness changes; returns at a stop signal.
-void WatchUntilSignal(const sigset_t& signals, const RouterService& service, GrpcServer* grpc) {
+// `changed` is an eventfd that the engines' links write to, `stop` a signalfd.
+void WatchUntilSignal(int stop, int changed, const RouterService& service, GrpcServer* grpc) {
   bool ready = false;
   std::string reason;
+  pollfd events[] = {{.fd = stop, .events = POLLIN, .revents = 0},
+                     {.fd = changed, .events = POLLIN, .revents = 0}};
   while (true) {
     const absl::Status now = service.Ready();
     if (now.ok() != ready || Message(now) != reason) {
@@ -109,8 +108,10 @@ void WatchUntilSignal(const sigset_t& signals, const RouterService& service, Grp
         NotifySupervisor("STATUS=" + reason);
       }
     }
-    const timespec wait = {.tv_sec = 0, .tv_nsec = 50'000'000};
-    if (sigtimedwait(&signals, nullptr, &wait) > 0) return;
+    if (poll(events, 2, -1) < 0) continue;  // EINTR
+    if (events[0].revents != 0) return;
+    eventfd_t count;
+    eventfd_read(changed, &count);
   }
 }
 
@@ -130,10 +131,12 @@ void Drain(RouterService& service, EnginePool& engines, HttpServer& http, GrpcSe
   if (grpc != nullptr) grpc->Stop(std::chrono::system_clock::now() + std::chrono::seconds(2));
 }
 
-absl::Status Run(const sigset_t& signals) {
+absl::Status Run(int stop) {
   ASSIGN_OR_RETURN(const ServedModel model, LoadServedModel());
   Metrics metrics(model.names.front());
+  const int changed = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
   LinkOptions link;
+  link.on_change = [changed] { eventfd_write(changed, 1); };
   link.router_id = fmt::format("router-{:016x}", RandomU64());
   link.timeout_ms = absl::GetFlag(FLAGS_engine_timeout_s) * 1000;
   ASSIGN_OR_RETURN(const std::unique_ptr<EnginePool> engines,
@@ -161,32 +164,37 @@ absl::Status Run(const sigset_t& signals) {
   }
   spdlog::info("msg=\"listening\" http={}:{} grpc_port={} model={} router_id={}", http_options.host,
                http->port(), absl::GetFlag(FLAGS_grpc_port), model.names.front(), link.router_id);
-  WatchUntilSignal(signals, service, grpc.get());
+  WatchUntilSignal(stop, changed, service, grpc.get());
   Drain(service, *engines, *http, grpc.get());
   workers.Stop();
   return absl::OkStatus();
 }
 
 int Main(int argc, char** argv) {
-  absl::SetProgramUsageMessage("The router: gRPC and HTTP in, engines behind it.");
-  std::vector<std::string> args = Normalised(argc, argv);
+  std::vector<std::string> args = WithOneEngineFlag(argc, argv);
   std::vector<char*> pointers;
+  pointers.reserve(args.size());
   for (std::string& arg : args) pointers.push_back(arg.data());
-  absl::ParseCommandLine(static_cast<int>(pointers.size()), pointers.data());
+  const std::vector<char*> rest = ParseFlags("gRPC and HTTP in, engines behind it",
+                                             static_cast<int>(pointers.size()), pointers.data());
   InitLogging("router");
+  if (rest.size() > 1) {
+    spdlog::error("msg=\"unexpected argument\" argument=\"{}\"", rest[1]);
+    return kExitBadInput;
+  }
   if (absl::GetFlag(FLAGS_die_with_parent)) {
     const pid_t parent = getppid();
     prctl(PR_SET_PDEATHSIG, SIGTERM);
     if (getppid() != parent || parent == 1) return 0;  // it died before the line above
   }
-  // Every thread inherits the mask, so that Run alone gets the signals, by waiting for them.
+  // Every thread inherits the mask, so that the signals reach Run alone, as something to read.
   sigset_t signals;
   sigemptyset(&signals);
   sigaddset(&signals, SIGTERM);
   sigaddset(&signals, SIGINT);
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
   signal(SIGPIPE, SIG_IGN);
-  const absl::Status status = Run(signals);
+  const absl::Status status = Run(signalfd(-1, &signals, SFD_CLOEXEC));
   if (!status.ok()) {
     spdlog::error("msg=\"router cannot start\" reason=\"{}\"", Message(status));
     return kExitBadInput;

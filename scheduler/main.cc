@@ -3,15 +3,13 @@
 #include <pthread.h>
 #include <signal.h>
 
-#include <algorithm>
 #include <memory>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "absl/flags/flag.h"
-#include "absl/flags/parse.h"
-#include "absl/flags/usage.h"
+#include "common/flags.h"
 #include "common/log.h"
 #include "scheduler/engine_loop.h"
 
@@ -105,23 +103,12 @@ absl::Status Main() {
   return absl::OkStatus();
 }
 
-// --max-num-seqs is --max_num_seqs.
-void NormaliseFlags(int argc, char** argv) {
-  for (int i = 1; i < argc; ++i) {
-    std::string_view argument = argv[i];
-    if (argument.substr(0, 2) != "--") continue;
-    char* end = argv[i] + std::min(argument.find('='), argument.size());
-    std::replace(argv[i] + 2, end, '-', '_');
-  }
-}
-
 }  // namespace
 }  // namespace penstock::scheduler
 
 int main(int argc, char** argv) {
-  absl::SetProgramUsageMessage("schedules one engine; routers and workers connect to it");
-  penstock::scheduler::NormaliseFlags(argc, argv);
-  const std::vector<char*> rest = absl::ParseCommandLine(argc, argv);
+  const std::vector<char*> rest =
+      penstock::ParseFlags("schedules one engine; routers and workers connect to it", argc, argv);
   penstock::InitLogging("scheduler");
   if (rest.size() > 1) {
     spdlog::error("msg=\"unexpected argument\" argument=\"{}\"", rest[1]);

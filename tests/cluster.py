@@ -27,7 +27,7 @@ def free_port() -> int:
 class Cluster:
     """Starts on construction, is ready when the constructor returns; `stop()` or the end of a with-block ends it."""
 
-    def __init__(self, log: pathlib.Path, *flags: str, model=SMOLLM, timeout_s=120):
+    def __init__(self, log: pathlib.Path, *flags: str, model=SMOLLM, timeout_s=120, programs=BIN, env=None):
         self.http_port, self.grpc_port = free_port(), free_port()
         self.url = f"http://127.0.0.1:{self.http_port}"
         self.grpc_address = f"127.0.0.1:{self.grpc_port}"
@@ -36,9 +36,9 @@ class Cluster:
         path = pathlib.Path(model)
         self.model = path.stem if path.suffix == ".gguf" else path.name
         self.process = subprocess.Popen(
-            [BIN / "penstock", "serve", model, "--port", str(self.http_port), "--grpc-port", str(self.grpc_port),
+            [programs / "penstock", "serve", model, "--port", str(self.http_port), "--grpc-port", str(self.grpc_port),
              "--engine-id", self.engine_id, "--check-invariants", *flags],
-            stdout=subprocess.PIPE, stderr=log.open("ab"), text=True)
+            stdout=subprocess.PIPE, stderr=log.open("ab"), text=True, env=env)
         try:
             # The ready line and a curl line, printed together.
             self.ready_lines = [self._first_line(timeout_s), self.process.stdout.readline().strip()]

@@ -3,14 +3,12 @@
 #include <sys/prctl.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <atomic>
 #include <string>
 #include <vector>
 
 #include "absl/flags/flag.h"
-#include "absl/flags/parse.h"
-#include "absl/flags/usage.h"
+#include "common/flags.h"
 #include "common/log.h"
 #include "worker/worker.h"
 
@@ -56,17 +54,6 @@ void HandleSignals() {
   sigaction(SIGINT, &action, nullptr);
 }
 
-// --max-model-len=1 -> --max_model_len=1.
-std::vector<std::string> WithUnderscores(int argc, char** argv) {
-  std::vector<std::string> args(argv, argv + argc);
-  for (std::string& arg : args) {
-    if (!arg.starts_with("--")) continue;
-    const size_t end = std::min(arg.find('='), arg.size());
-    std::replace(arg.begin() + 2, arg.begin() + static_cast<ptrdiff_t>(end), '-', '_');
-  }
-  return args;
-}
-
 penstock::worker::WorkerOptions OptionsFromFlags() {
   penstock::worker::WorkerOptions options;
   options.engine_id = absl::GetFlag(FLAGS_engine_id);
@@ -91,13 +78,7 @@ penstock::worker::WorkerOptions OptionsFromFlags() {
 }  // namespace
 
 int main(int argc, char** argv) {
-  absl::SetProgramUsageMessage("One rank of a Penstock engine; see --help=worker/main.");
-  std::vector<std::string> args = WithUnderscores(argc, argv);
-  std::vector<char*> pointers;
-  pointers.reserve(args.size());
-  for (std::string& arg : args) pointers.push_back(arg.data());
-  const std::vector<char*> rest =
-      absl::ParseCommandLine(static_cast<int>(pointers.size()), pointers.data());
+  const std::vector<char*> rest = penstock::ParseFlags("one rank of a Penstock engine", argc, argv);
   penstock::InitLogging("worker-" + std::to_string(absl::GetFlag(FLAGS_rank)));
   if (rest.size() > 1) {
     spdlog::error("msg=\"unexpected argument\" argument=\"{}\"", rest[1]);

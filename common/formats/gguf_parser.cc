@@ -153,7 +153,7 @@ absl::Status GgufParser::ParseHeader() {
       std::memcmp(file_->data_, kMagic.data(), kMagic.size()) != 0) {
     return absl::InvalidArgumentError(
         fmt::format("{}: not a GGUF file (its first bytes are not \"GGUF\"): give the path of a "
-                    ".gguf model",
+                    ".gguf model, or the folder of a Hugging Face checkpoint",
                     file_->path_));
   }
   position_ = kMagic.size();

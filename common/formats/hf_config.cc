@@ -165,6 +165,14 @@ absl::StatusOr<std::string> ReadHfArchitecture(const std::string& dir) {
 absl::StatusOr<HfConfig> LoadHfConfig(const std::string& dir) {
   HfConfig config;
   config.path = dir + "/config.json";
+  std::error_code error;
+  if (!std::filesystem::exists(config.path, error)) {
+    return NotFound(
+        "{}: there is no config.json in it: give the folder of a Hugging Face checkpoint, or a "
+        "GGUF "
+        "file itself rather than its folder",
+        dir);
+  }
   ASSIGN_OR_RETURN(const json root, ReadJsonFile(config.path));
   const JsonKeys keys(root, config.path);
   ASSIGN_OR_RETURN(config.architecture, ReadArchitecture(keys));

@@ -1,5 +1,5 @@
-// The one Python interpreter in the process: Debian's own, which has Debian's Jinja2, or the copy of
-// both that a bundle (tools/package) brings along. Internal to chat/.
+// The one Python interpreter in the process: Debian's own, which has Debian's Jinja2, or the copy
+// of both that a bundle (tools/package) brings along. Internal to chat/.
 #pragma once
 
 #include <pybind11/embed.h>

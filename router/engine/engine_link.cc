@@ -305,7 +305,7 @@ void EngineLink::Tick(Clock::time_point now) {
 }
 
 void EngineLink::SetUsable(bool usable, bool returning, std::string reason) {
-  std::lock_guard lock(mutex_);
+  std::unique_lock lock(mutex_);
   state_.returning = returning;
   if (state_.usable == usable && state_.reason == reason) return;
   const bool changed = std::exchange(state_.usable, usable) != usable;
@@ -317,6 +317,8 @@ void EngineLink::SetUsable(bool usable, bool returning, std::string reason) {
     spdlog::log(changed ? spdlog::level::warn : spdlog::level::debug,
                 "msg=\"engine not usable\" engine={} reason=\"{}\"", address_, state_.reason);
   }
+  lock.unlock();
+  if (options_.on_change) options_.on_change();
 }
 
 void EngineLink::SendLease() {

@@ -32,6 +32,9 @@ struct LinkOptions {
   int silent_ms = 3000;     // an engine that says nothing for so long is not usable
   int grace_ms = 10'000;    // one that was usable so lately is expected back: requests wait for it
   int timeout_ms = 60'000;  // open requests of an engine not usable for so long end: UNAVAILABLE
+  // Called on the receive thread, no lock held, when `usable` or `reason` has changed. May be
+  // empty.
+  std::function<void()> on_change;
 };
 
 // What an engine last said.

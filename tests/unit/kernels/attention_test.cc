@@ -62,6 +62,7 @@ std::vector<std::vector<float>> RunSteps(const TestBackend& made, const Shape& s
   const std::vector<float> cos_sin = CosSinTable(shape.rotary_size);
   const int width = shape.heads * shape.head_size;
   std::vector<std::vector<float>> results;
+  results.reserve(requests.size());
   for (const Request& request : requests) {
     results.emplace_back(request.size() / shape.stride() * width);
   }

@@ -19,8 +19,10 @@
 // Debian's libzmq is not instrumented: TSan sees what its threads touch but not how they agree on
 // it. Messages it hands over look like races with its own threads; ours among each other still
 // show.
+// NOLINTBEGIN(bugprone-reserved-identifier): the name is TSan's.
 extern "C" const char* __tsan_default_suppressions();
 extern "C" const char* __tsan_default_suppressions() { return "called_from_lib:libzmq.so.5\n"; }
+// NOLINTEND(bugprone-reserved-identifier)
 
 namespace penstock::scheduler {
 namespace {
@@ -137,6 +139,7 @@ TEST_F(EngineThreadsTest, RoutersComeAndGoRanksDieAndStreamsAreWhole) {
   std::vector<std::thread> routers;
   std::atomic<int> num_whole{0};
   std::atomic<int> num_begun{0};
+  routers.reserve(kRouters);
   for (int r = 0; r < kRouters; ++r) {
     routers.emplace_back([&, r] {
       zmq::context_t context;

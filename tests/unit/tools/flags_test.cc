@@ -14,6 +14,7 @@ constexpr Flag kFlags[] = {
 
 absl::StatusOr<CommandLine> ParseAll(std::vector<std::string> args) {
   std::vector<char*> argv;
+  argv.reserve(args.size());
   for (std::string& arg : args) argv.push_back(arg.data());
   return Parse(kFlags, argv);
 }

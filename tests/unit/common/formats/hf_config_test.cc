@@ -154,7 +154,9 @@ TEST_F(HfConfigTest, RefusesWhatIsMissingOrWrong) {
 }
 
 TEST_F(HfConfigTest, RefusesFilesThatAreNone) {
-  EXPECT_EQ(LoadHfConfig("/nowhere").status().code(), absl::StatusCode::kNotFound);
+  const absl::Status none = LoadHfConfig(folder_.path()).status();
+  EXPECT_EQ(none.code(), absl::StatusCode::kNotFound);
+  EXPECT_THAT(Message(none), HasSubstr("there is no config.json"));
   for (const char* text : {"", "{", "[]", "3", R"({"vocab_size":1,"vocab_size":2})"}) {
     folder_.Write("config.json", text);
     EXPECT_EQ(LoadHfConfig(folder_.path()).status().code(), absl::StatusCode::kInvalidArgument);

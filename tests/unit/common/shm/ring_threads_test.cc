@@ -16,6 +16,7 @@ TEST(RingThreadsTest, UnderLoad) {
   std::printf("seed %u\n", seed);
   const auto ring = std::make_unique<SharedRing>();
   std::vector<std::thread> readers;
+  readers.reserve(kNumReaders);
   std::atomic<int> num_right{0};
   for (int i = 0; i < kNumReaders; ++i) {
     readers.emplace_back([&, i] {

@@ -248,6 +248,7 @@ TEST_F(SegmentTest, WatchersDoNotStandInANewRanksWay) {
   ASSERT_TRUE(segment.ok());
   std::atomic<bool> stop{false};
   std::vector<std::thread> watchers;  // each has a read lock again and again, for a moment
+  watchers.reserve(2);
   for (int i = 0; i < 2; ++i) {
     watchers.emplace_back([&] {
       while (!stop) (*segment)->WaitForRankDeath(0);

@@ -137,6 +137,7 @@ double Tolerance(Mode mode, WeightFormat format, WeightUse use, int64_t cols) {
 
 std::vector<uint32_t> Bits(const std::vector<float>& values) {
   std::vector<uint32_t> bits;
+  bits.reserve(values.size());
   for (const float v : values) bits.push_back(std::bit_cast<uint32_t>(v));
   return bits;
 }
