@@ -72,11 +72,12 @@ class Serve(unittest.TestCase):
         print(f"{same} of {len(rows)} texts are the reference's", flush=True)
 
     def test_chat(self):
+        """The golden prompt that is a conversation, by its words: the answer begins as the reference's."""
+        text = next(row["text"] for row in GOLDEN["prompts"] if "What is gravity?" in row["prompt"])
         status, body = self.cluster.post("/v1/chat/completions", {
-            "messages": [{"role": "user", "content": "What is the capital of France?"}], "temperature": 0,
-            "max_tokens": 24})
+            "messages": [{"role": "user", "content": "What is gravity?"}], "temperature": 0, "max_tokens": 24})
         self.assertEqual(status, 200, body)
-        self.assertIn("Paris", body["choices"][0]["message"]["content"])
+        self.assertEqual(body["choices"][0]["message"]["content"][:24], text[:24])
 
     def test_a_hundred_streams(self):
         """Prompts and answers of all lengths, drawn and greedy: every stream ends as it was asked to."""
@@ -102,7 +103,7 @@ class Serve(unittest.TestCase):
 
     def test_worker_killed(self):
         """kill -9 of the worker amid streams: a new one takes over, and all of them end as they should."""
-        tokens = 400
+        tokens = 1200  # a second or more on any device
 
         def run(i):
             started = False

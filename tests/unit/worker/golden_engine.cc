@@ -118,7 +118,6 @@ void AddPosition(double got, double want, Deviation* deviation) {
 
 Deviation Finish(Deviation deviation) {
   deviation.rms = std::sqrt(deviation.rms / deviation.positions);
-  deviation.top1 /= deviation.positions;
   return deviation;
 }
 
@@ -144,6 +143,7 @@ Deviation Deviate(const std::vector<PromptLogprobs>& got, const json& passages) 
       deviation.widest_miss = std::max(deviation.widest_miss, margin);
     }
   }
+  deviation.top1 /= deviation.positions;
   return Finish(deviation);
 }
 
@@ -153,15 +153,17 @@ Deviation Deviate(const std::vector<float>& got, const std::vector<float>& want)
   for (size_t i = 0; i < std::min(got.size(), want.size()); ++i) {
     AddPosition(got[i], want[i], &deviation);
   }
+  deviation.top1 = -1;
   return Finish(deviation);
 }
 
 std::string ToString(const Deviation& d) {
-  return fmt::format(
-      "{} positions: rms {:.5f}, largest {:.5f}, top-1 {:.3f} % (widest miss {:.4f}), perplexity "
-      "{:.5f} ({:+.4f} %)",
-      d.positions, d.rms, d.largest, 100 * d.top1, d.widest_miss, d.perplexity(),
-      100 * (d.perplexity() / d.want_perplexity() - 1));
+  const std::string top1 = d.top1 < 0 ? ""
+                                      : fmt::format(", top-1 {:.3f} % (widest miss {:.4f})",
+                                                    100 * d.top1, d.widest_miss);
+  return fmt::format("{} positions: rms {:.5f}, largest {:.5f}{}, perplexity {:.5f} ({:+.4f} %)",
+                     d.positions, d.rms, d.largest, top1, d.perplexity(),
+                     100 * (d.perplexity() / d.want_perplexity() - 1));
 }
 
 }  // namespace penstock::worker

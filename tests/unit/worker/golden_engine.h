@@ -49,15 +49,15 @@ std::vector<PromptLogprobs> ScorePrompts(PlanDriver* driver,
 struct Deviation {
   int positions = 0;
   double rms = 0, largest = 0;
-  double top1 = 0;               // share of positions whose likeliest id is the reference's
-  double widest_miss = 0;        // of the other positions: the reference's largest margin
+  double top1 = 0;         // share of positions whose likeliest id is the reference's; -1: unknown
+  double widest_miss = 0;  // of the other positions: the reference's largest margin
   double sum = 0, want_sum = 0;  // of the log-probabilities
   double perplexity() const;
   double want_perplexity() const;
 };
 // `passages` of a golden file: ids, logprob, top1_id, and margin or the likeliest two's logprobs.
 Deviation Deviate(const std::vector<PromptLogprobs>& got, const nlohmann::json& passages);
-// Between two lists as long as each other.
+// Between two lists as long as each other; top1 stays unknown.
 Deviation Deviate(const std::vector<float>& got, const std::vector<float>& want);
 std::string ToString(const Deviation& deviation);
 
