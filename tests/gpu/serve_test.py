@@ -134,7 +134,7 @@ class BadStart(unittest.TestCase):
         done = subprocess.run(
             [BIN / "penstock", "serve", TINY, "--device", "cuda", "--port", str(free_port()), "--grpc-port", "0",
              *flags],
-            env={**os.environ, **environment}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60)
+            env={**os.environ, **environment}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=30)
         errors = [line for line in done.stdout.splitlines() if " error " in line] or done.stdout.splitlines()[-1:]
         print(f"exit code {done.returncode}: {errors[:1]}", flush=True)
         self.assertNotIn("Ready", done.stdout)
