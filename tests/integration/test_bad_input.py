@@ -117,6 +117,14 @@ def test_corrupt_model(tmp_path, offset, value):
     assert code == 2 and str(path) in said and "Ready" not in said
 
 
+def test_no_gpu(monkeypatch):
+    """Says so, and what to do, whether or not the build has the CUDA engine."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    code, said = serve("--device", "cuda")
+    assert code == 2 and "Ready" not in said
+    assert ("no GPU" in said and "--device cpu" in said) or ("no CUDA engine" in said and "nvcc" in said)
+
+
 @pytest.mark.parametrize("flag", ["--port", "--grpc-port"])
 def test_port_in_use(flag):
     with socket.socket() as taken:

@@ -1,10 +1,10 @@
 """Makes tiny Hugging Face checkpoints with random weights, and what transformers makes of them in float32:
 
   tests/golden/hf/<name>/       config.json, generation_config.json, safetensors, tokenizer
-  tests/golden/hf/<name>.json   teacher-forced log-probabilities of random ids
+  tests/golden/hf/<name>.json   teacher-forced log-probabilities of random ids, and how far bfloat16 is from them
 
-Both have grouped queries (4 heads a KV head), heads whose sizes don't add up to the hidden size, and
-Llama 3's rope scaling with all three of its ranges inside the ids' length.
+Both have grouped queries, heads whose sizes don't add up to the hidden size, and Llama 3's rope scaling with
+all three of its ranges inside the ids' length. Their heads are of the two sizes that the CUDA engine has.
 """
 
 import json
@@ -16,6 +16,7 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from bfloat16 import yardstick
 from make_tiny_llama import CHAT_TEMPLATE, SPECIAL
 from versions import versions
 
@@ -25,32 +26,35 @@ NUM_PASSAGES, LENGTH = 3, 200
 VOCAB = 320
 END, START, STOP = range(3)  # the ids of SPECIAL
 
+# Seeds: few of the likeliest ids are nearly tied with the second, so that top-1 says something in bfloat16, too.
 CHECKPOINTS = {
-    "tied": {"dtype": torch.bfloat16, "layers": 2, "tied": True, "bias": False, "shard": "1GB"},
-    "untied_sharded": {"dtype": torch.float16, "layers": 1, "tied": False, "bias": True, "shard": "30KB"},
+    "tied": {"seed": 1, "dtype": torch.bfloat16, "layers": 2, "heads": 8, "head_dim": 64, "tied": True,
+             "bias": False, "shard": "1GB"},
+    "untied_sharded": {"seed": 4, "dtype": torch.float16, "layers": 1, "heads": 4, "head_dim": 128, "tied": False,
+                       "bias": True, "shard": "150KB"},
 }
 
 
 def config(kind: dict) -> LlamaConfig:
     return LlamaConfig(
-        vocab_size=VOCAB, hidden_size=32, intermediate_size=64, num_hidden_layers=kind["layers"],
-        num_attention_heads=8, num_key_value_heads=2, head_dim=16, max_position_embeddings=512,
-        rms_norm_eps=1e-5, tie_word_embeddings=kind["tied"], attention_bias=kind["bias"],
+        vocab_size=VOCAB, hidden_size=64, intermediate_size=128, num_hidden_layers=kind["layers"],
+        num_attention_heads=kind["heads"], num_key_value_heads=2, head_dim=kind["head_dim"],
+        max_position_embeddings=512, rms_norm_eps=1e-5, tie_word_embeddings=kind["tied"], attention_bias=kind["bias"],
         rope_parameters={"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0,
                          "high_freq_factor": 4.0, "original_max_position_embeddings": 64},
         bos_token_id=START, eos_token_id=STOP, pad_token_id=END, dtype=kind["dtype"])
 
 
 def randomise(model: LlamaForCausalLM, seed: int) -> None:
-    """Weights large enough that the logits say something."""
+    """Weights large enough that the logits say something: they spread like a language model's."""
     generator = torch.Generator().manual_seed(seed)
     for name, weight in model.named_parameters():
         values = torch.randn(weight.shape, generator=generator)
         if weight.dim() == 2:
-            values *= 1.5 / weight.shape[1] ** 0.5
+            values *= (4 if "embed" in name or "lm_head" in name else 1) / weight.shape[1] ** 0.5
         else:
             values = 0.1 * values + (1 if "norm" in name else 0)
-        weight.data.copy_(values)
+        weight.data.copy_(values.to(torch.bfloat16))  # a GPU has them so: nothing is lost there
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -82,8 +86,8 @@ def score(model: LlamaForCausalLM, ids: list[int]) -> dict:
 
 @torch.no_grad()
 def main() -> None:
-    for seed, (name, kind) in enumerate(CHECKPOINTS.items(), start=1):
-        folder = GOLDEN / name
+    for name, kind in CHECKPOINTS.items():
+        folder, seed = GOLDEN / name, kind["seed"]
         shutil.rmtree(folder, ignore_errors=True)
         model = LlamaForCausalLM(config(kind))
         randomise(model, seed)
@@ -97,12 +101,14 @@ def main() -> None:
         passages = [score(model, torch.randint(VOCAB, (LENGTH,), generator=generator).tolist())
                     for _ in range(NUM_PASSAGES)]
         header = {"about": "logprob[i] is of ids[i + 1], in float32; margin: of the likeliest id over the second",
-                  "seed": seed, "versions": versions("torch", "transformers", "tokenizers", "safetensors")}
+                  "seed": seed, "bfloat16": yardstick(model, passages),
+                  "versions": versions("torch", "transformers", "tokenizers", "safetensors")}
         rows = ",\n".join(json.dumps(row) for row in passages)
         (GOLDEN / f"{name}.json").write_text(json.dumps(header, indent=1)[:-2] + f',\n "passages": [\n{rows}\n]\n}}\n')
         size = sum(file.stat().st_size for file in folder.iterdir())
         spread = torch.tensor([p for row in passages for p in row["logprob"]]).std()
-        print(f"{name}: {size} bytes, {sorted(file.name for file in folder.iterdir())}, deviation {spread:.2f}")
+        print(f"{name}: {size} bytes, {sorted(file.name for file in folder.iterdir())}, deviation {spread:.2f}, "
+              f"bfloat16 {header['bfloat16']}")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import torch
 import transformers
 
 import smollm_tokenizer
+from bfloat16 import yardstick
 from reference_llama import ReferenceLlama
 from versions import versions
 
@@ -153,7 +154,8 @@ def main() -> None:
         print(f"{name}: {count} positions, perplexity {perplexity:.2f}")
     print(f"in all: {positions} positions, perplexity {math.exp(total / positions):.4f}")
     write(GOLDEN / "logprobs/smollm2_135m_q4_1.json",
-          {**header, "positions": positions, "perplexity": math.exp(total / positions)}, "passages", rows)
+          {**header, "bfloat16": yardstick(model, rows), "positions": positions,
+           "perplexity": math.exp(total / positions)}, "passages", rows)
 
     rows = []
     for prompt in PROMPTS:

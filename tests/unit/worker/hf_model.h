@@ -25,6 +25,10 @@ class HfModel {
   // The folder's path.
   std::string WriteConfig();
   std::string Write();
+  // The tensors that the configuration asks for, in BF16: norms of ones, matrices normal with
+  // deviation scale / sqrt(columns), 3 for the embeddings and sqrt(3) for Q and K, so that
+  // attention heeds few of many ids. Ties the embeddings. Seeded.
+  std::string WriteNormal();
 
  private:
   ModelFolder folder_;

@@ -1,136 +1,50 @@
 // The real model (SmolLM2-135M-Instruct, Q4_1) through penstock-worker, against what transformers
 // makes of it in float32 (tests/golden, tools/golden), and against itself in other batches.
 #include <gtest/gtest.h>
-#include <unistd.h>
 
-#include <cmath>
-#include <cstdlib>
+#include <algorithm>
 #include <cstring>
-#include <filesystem>
-#include <fstream>
-#include <nlohmann/json.hpp>
 
 #include "common/status.h"
-#include "tests/unit/worker/plan_driver.h"
-#include "tests/unit/worker/worker_process.h"
+#include "tests/unit/worker/golden_engine.h"
 
 namespace penstock::worker {
 namespace {
 
 using nlohmann::json;
 
-std::string ModelPath() {
-  const char* folder = std::getenv("PENSTOCK_MODEL_DIR");
-  const char* home = std::getenv("HOME");
-  const std::string models =
-      folder != nullptr ? folder
-                        : std::string(home != nullptr ? home : "") + "/.cache/penstock/models";
-  return models + "/SmolLM2-135M-Instruct.Q4_1.gguf";
+std::vector<std::string> Flags(const std::string& dtype) {
+  return {"--model=" + SmolLmPath(), "--dtype=" + dtype, "--num-kv-pages=600",
+          "--max-model-len=2048"};
 }
 
-json Golden(const std::string& folder) {
-  std::ifstream file(std::string(PENSTOCK_SOURCE_DIR) + "/tests/golden/" + folder +
-                     "/smollm2_135m_q4_1.json");
-  return json::parse(file);
-}
-
-// Workers with the model, ready in a fresh epoch.
-class Engine {
- public:
-  Engine(int num_ranks, const std::string& dtype) {
-    shm::Geometry geometry;
-    geometry.num_ranks = static_cast<uint32_t>(num_ranks);
-    geometry.num_slots = 32;
-    if (num_ranks > 1) geometry.collective_bytes = 4 << 20;
-    const std::string engine = fmt::format("golden-{}", getpid());
-    auto driver = PlanDriver::Create(engine, geometry);
-    EXPECT_TRUE(driver.ok()) << driver.status();
-    if (!driver.ok()) return;
-    driver_ = *std::move(driver);
-    for (int rank = 0; rank < num_ranks; ++rank) {
-      workers_.push_back(WorkerProcess::Start(engine, rank,
-                                              {"--model=" + ModelPath(), "--dtype=" + dtype,
-                                               "--num-kv-pages=600", "--max-model-len=2048"}));
-    }
-    const absl::Status ready = driver_->WaitReady(240'000);
-    EXPECT_TRUE(ready.ok()) << ready << "\nThis test needs the model: run tools/test, which "
-                            << "fetches it, or set PENSTOCK_MODEL_DIR.";
-    ok_ = ready.ok() && driver_->Reset().ok();
-  }
-  bool ok() const { return ok_; }
-  PlanDriver* driver() { return driver_.get(); }
-
- private:
-  bool ok_ = false;
-  std::unique_ptr<PlanDriver> driver_;
-  std::vector<WorkerProcess> workers_;
-};
-
-DriverRequest RequestOf(const json& ids) {
-  DriverRequest request;
-  request.ids = ids.get<std::vector<int32_t>>();
-  request.sampling = GreedySampling();
-  return request;
-}
-
-// The prompt's log-probabilities with the best id each.
-std::vector<StepResult::Row> PromptRows(PlanDriver* driver, DriverRequest request, int chunk) {
-  request.sampling.num_prompt_logprobs = 1;
-  const int size = static_cast<int>(request.ids.size());
-  const uint32_t slot = driver->Add(request, size);
-  std::vector<StepResult::Row> rows;
-  for (int begin = 0; begin < size; begin += chunk) {
-    const auto n = static_cast<uint32_t>(std::min(chunk, size - begin));
-    auto result = driver->Step({{slot, static_cast<uint32_t>(begin), n, shm::kRowPromptLogprobs}});
-    EXPECT_TRUE(result.ok()) << result.status();
-    if (!result.ok()) return {};
-    for (StepResult::Row& row : result->rows) rows.push_back(std::move(row));
-  }
-  driver->Release(slot);
-  EXPECT_TRUE(driver->Step({}).ok());
-  return rows;
-}
+json Golden(const std::string& folder) { return ReadGolden(folder + "/smollm2_135m_q4_1"); }
 
 class ModelGoldenTest : public testing::TestWithParam<const char*> {};
 
 TEST_P(ModelGoldenTest, TeacherForcedLogprobs) {
-  Engine engine(1, GetParam());
+  GoldenEngine engine(Flags(GetParam()));
   ASSERT_TRUE(engine.ok());
-  const json golden = Golden("logprobs");
-  int positions = 0, same_top = 0;
-  double sum = 0, golden_sum = 0, largest = 0;
-  for (const json& passage : golden["passages"]) {
-    const auto rows = PromptRows(engine.driver(), RequestOf(passage["ids"]), 512);
-    const auto logprob = passage["logprob"].get<std::vector<double>>();
-    const auto top1 = passage["top1_id"].get<std::vector<int32_t>>();
-    ASSERT_EQ(rows.size(), logprob.size());
-    for (size_t i = 0; i < rows.size(); ++i) {
-      ++positions;
-      same_top += rows[i].top.at(0).token_id == top1[i] ? 1 : 0;
-      sum += rows[i].row.logprob;
-      golden_sum += logprob[i];
-      largest = std::max(largest, std::abs(rows[i].row.logprob - logprob[i]));
+  const json passages = Golden("logprobs")["passages"];
+  std::vector<PromptLogprobs> scored;
+  for (const json& passage : passages) {
+    for (PromptLogprobs& rows : ScorePrompts(engine.driver(), {RequestOf(passage["ids"])}, 512)) {
+      scored.push_back(std::move(rows));
     }
   }
-  const double perplexity = std::exp(-sum / positions);
-  const double golden_perplexity = std::exp(-golden_sum / positions);
-  const double agreement = static_cast<double>(same_top) / positions;
-  fmt::print(
-      "{}: {} positions, top-1 agreement {:.3f} %, perplexity {:.5f} (golden {:.5f}, {:+.4f} %), "
-      "largest difference of a log-probability {:.5f}\n",
-      GetParam(), positions, 100 * agreement, perplexity, golden_perplexity,
-      100 * (perplexity / golden_perplexity - 1), largest);
-  EXPECT_GE(positions, 2000);
-  EXPECT_GE(agreement, 0.98);
-  EXPECT_NEAR(perplexity / golden_perplexity, 1, 0.005);
+  const Deviation deviation = Deviate(scored, passages);
+  fmt::print("{}: {}\n", GetParam(), ToString(deviation));
+  EXPECT_GE(deviation.positions, 2000);
+  EXPECT_GE(deviation.top1, 0.98);
+  EXPECT_NEAR(deviation.perplexity() / deviation.want_perplexity(), 1, 0.005);
   if (std::string_view(GetParam()) == "float32") {
-    EXPECT_LT(largest, 0.01);
+    EXPECT_LT(deviation.largest, 0.01);
   }
 }
 
 // A continuation may leave the golden one only where the reference itself nearly tied.
 TEST_P(ModelGoldenTest, Greedy) {
-  Engine engine(1, GetParam());
+  GoldenEngine engine(Flags(GetParam()));
   ASSERT_TRUE(engine.ok());
   const double tie = std::string_view(GetParam()) == "float32" ? 0.01 : 0.5;
   int same = 0, total = 0;
@@ -154,10 +68,12 @@ TEST_P(ModelGoldenTest, Greedy) {
 INSTANTIATE_TEST_SUITE_P(Modes, ModelGoldenTest, testing::Values("float32", "auto"),
                          [](const auto& info) { return std::string(info.param); });
 
-std::vector<float> Logprobs(const std::vector<StepResult::Row>& rows) {
+// Of one request, alone.
+std::vector<float> Logprobs(PlanDriver* driver, const DriverRequest& request, int chunk) {
   std::vector<float> logprobs;
-  logprobs.reserve(rows.size());
-  for (const StepResult::Row& row : rows) logprobs.push_back(row.row.logprob);
+  for (const PromptLogprobs& rows : ScorePrompts(driver, {request}, chunk)) {
+    for (const StepResult::Row& row : rows) logprobs.push_back(row.row.logprob);
+  }
   return logprobs;
 }
 
@@ -172,7 +88,7 @@ struct Runs {
 
 Runs RunAll(int num_ranks, const std::string& dtype, const std::vector<DriverRequest>& requests) {
   Runs run;
-  Engine engine(num_ranks, dtype);
+  GoldenEngine engine(Flags(dtype), num_ranks);
   if (!engine.ok()) return run;
   constexpr int kNewIds = 24;
   auto generate = [&](const std::vector<DriverRequest>& some, int chunk) {
@@ -189,8 +105,8 @@ Runs RunAll(int num_ranks, const std::string& dtype, const std::vector<DriverReq
   run.chunk_1 = generate(requests, 1);
   run.chunk_7 = generate(requests, 7);
   run.chunk_64 = generate({requests.begin(), requests.begin() + 8}, 64);
-  run.logprobs = Logprobs(PromptRows(engine.driver(), requests[0], 512));
-  run.logprobs_in_chunks = Logprobs(PromptRows(engine.driver(), requests[0], 7));
+  run.logprobs = Logprobs(engine.driver(), requests[0], 512);
+  run.logprobs_in_chunks = Logprobs(engine.driver(), requests[0], 7);
   return run;
 }
 

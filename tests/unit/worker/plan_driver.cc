@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <queue>
 
 #include "common/log.h"
 #include "common/status.h"
@@ -216,8 +217,7 @@ absl::StatusOr<StepResult> PlanDriver::Result(int rank, int64_t timeout_ms) {
   }
 }
 
-absl::StatusOr<StepResult> PlanDriver::Step(const std::vector<shm::PlanRow>& rows) {
-  const uint64_t step = Submit(rows);
+absl::StatusOr<StepResult> PlanDriver::Finish(uint64_t step) {
   ASSIGN_OR_RETURN(StepResult result, Result(0));
   if (result.header.step != step || result.header.epoch != epoch_) {
     return Internal("step {} was answered by step {}", step, result.header.step);
@@ -231,42 +231,59 @@ absl::StatusOr<StepResult> PlanDriver::Step(const std::vector<shm::PlanRow>& row
   return result;
 }
 
-absl::StatusOr<std::vector<std::vector<int32_t>>> Generate(
-    PlanDriver* driver, const std::vector<DriverRequest>& requests, int max_new, int chunk) {
+absl::StatusOr<std::vector<std::vector<shm::ResultRow>>> GenerateRows(
+    PlanDriver* driver, const std::vector<DriverRequest>& requests, int max_new, int chunk,
+    int ahead) {
   struct State {
     uint32_t slot;
-    int length;  // computed
+    int length, known;  // ids computed and ids there are once the steps submitted so far have run
   };
   std::vector<State> states;
-  std::vector<std::vector<int32_t>> outputs(requests.size());
-  for (const DriverRequest& request : requests) {
-    const int max_len = static_cast<int>(request.ids.size()) + max_new;
-    states.push_back({driver->Add(request, max_len), 0});
-  }
   std::map<uint32_t, size_t> index_of_slot;
-  for (size_t i = 0; i < states.size(); ++i) index_of_slot[states[i].slot] = i;
+  for (const DriverRequest& request : requests) {
+    const int size = static_cast<int>(request.ids.size());
+    states.push_back({driver->Add(request, size + max_new), 0, size});
+    index_of_slot[states.back().slot] = states.size() - 1;
+  }
+  std::vector<std::vector<shm::ResultRow>> outputs(requests.size());
+  std::queue<uint64_t> submitted;
   while (true) {
     std::vector<shm::PlanRow> rows;
     for (size_t i = 0; i < states.size(); ++i) {
-      if (static_cast<int>(outputs[i].size()) >= max_new) continue;
-      const int known = static_cast<int>(requests[i].ids.size() + outputs[i].size());
-      const int n = std::min(chunk, known - states[i].length);
-      const uint32_t flags = states[i].length + n == known ? uint32_t{shm::kRowSample} : 0;
-      rows.push_back({states[i].slot, static_cast<uint32_t>(states[i].length),
-                      static_cast<uint32_t>(n), flags});
-      states[i].length += n;
+      State& state = states[i];
+      if (state.known == static_cast<int>(requests[i].ids.size()) + max_new) continue;
+      const int n = std::min(chunk, state.known - state.length);
+      const bool sample = state.length + n == state.known;
+      rows.push_back({state.slot, static_cast<uint32_t>(state.length), static_cast<uint32_t>(n),
+                      sample ? uint32_t{shm::kRowSample} : 0});
+      state.length += n;
+      if (sample) ++state.known;
     }
-    if (rows.empty()) break;
-    ASSIGN_OR_RETURN(const StepResult result, driver->Step(rows));
+    if (rows.empty() && submitted.empty()) break;
+    if (!rows.empty()) {
+      submitted.push(driver->Submit(rows));
+      if (static_cast<int>(submitted.size()) <= ahead) continue;
+    }
+    ASSIGN_OR_RETURN(const StepResult result, driver->Finish(submitted.front()));
+    submitted.pop();
     for (const StepResult::Row& row : result.rows) {
-      if (row.row.is_prompt == 0) {
-        outputs[index_of_slot[row.row.slot]].push_back(row.row.token_id);
-      }
+      if (row.row.is_prompt == 0) outputs[index_of_slot[row.row.slot]].push_back(row.row);
     }
   }
   for (const State& state : states) driver->Release(state.slot);
   ASSIGN_OR_RETURN(const StepResult released, driver->Step({}));
   return outputs;
+}
+
+absl::StatusOr<std::vector<std::vector<int32_t>>> Generate(
+    PlanDriver* driver, const std::vector<DriverRequest>& requests, int max_new, int chunk) {
+  ASSIGN_OR_RETURN(const auto outputs, GenerateRows(driver, requests, max_new, chunk));
+  std::vector<std::vector<int32_t>> ids;
+  for (const std::vector<shm::ResultRow>& rows : outputs) {
+    ids.emplace_back();
+    for (const shm::ResultRow& row : rows) ids.back().push_back(row.token_id);
+  }
+  return ids;
 }
 
 }  // namespace penstock::worker

@@ -56,8 +56,13 @@ class PlanDriver {
   void SubmitRaw(const shm::PlanHeader& header, const void* body, size_t bytes);
   // The next result of a rank. Fails when the rank has died or failed.
   absl::StatusOr<StepResult> Result(int rank, int64_t timeout_ms = 60'000);
-  // One step, start to end: rank 0's result; all ranks must agree on the hash.
-  absl::StatusOr<StepResult> Step(const std::vector<shm::PlanRow>& rows);
+  // Rank 0's result of the oldest step that was submitted, which must be `step`; all ranks must
+  // agree on the hash.
+  absl::StatusOr<StepResult> Finish(uint64_t step);
+  // One step, start to end.
+  absl::StatusOr<StepResult> Step(const std::vector<shm::PlanRow>& rows) {
+    return Finish(Submit(rows));
+  }
 
   uint64_t epoch() const { return epoch_; }
   shm::RequestSlot& slot(uint32_t index) { return segment_->slot(index); }
@@ -80,8 +85,14 @@ class PlanDriver {
   uint64_t epoch_ = 0, step_ = 0, arena_used_ = 0;
 };
 
-// Runs requests to max_new ids each, all of them in every step, prompts in chunks of `chunk` ids;
-// returns each one's outputs. Results of rank 0.
+// Runs requests to max_new ids each, all of them in every step, prompts in chunks of `chunk` ids.
+// `ahead`: how many steps are submitted before a result is waited for, as the scheduler does.
+// Returns each one's sampled rows. Results of rank 0.
+absl::StatusOr<std::vector<std::vector<shm::ResultRow>>> GenerateRows(
+    PlanDriver* driver, const std::vector<DriverRequest>& requests, int max_new, int chunk,
+    int ahead = 0);
+
+// Their ids alone.
 absl::StatusOr<std::vector<std::vector<int32_t>>> Generate(
     PlanDriver* driver, const std::vector<DriverRequest>& requests, int max_new, int chunk);
 

@@ -7,15 +7,26 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdlib>
 
 #include "common/log.h"
 
 namespace penstock::worker {
 
+namespace {
+
+// Programs of a bundle run elsewhere than where they were built.
+std::string WorkerBinary() {
+  const char* bin = std::getenv("PENSTOCK_BIN_DIR");
+  return bin != nullptr ? std::string(bin) + "/penstock-worker" : PENSTOCK_WORKER_BINARY;
+}
+
+}  // namespace
+
 WorkerProcess WorkerProcess::Start(const std::string& engine_id, int rank,
                                    const std::vector<std::string>& flags,
                                    const std::string& stderr_path) {
-  std::vector<std::string> args = {PENSTOCK_WORKER_BINARY, "--engine-id=" + engine_id,
+  std::vector<std::string> args = {WorkerBinary(), "--engine-id=" + engine_id,
                                    fmt::format("--rank={}", rank), "--die-with-parent"};
   args.insert(args.end(), flags.begin(), flags.end());
   std::vector<char*> argv;

@@ -11,8 +11,8 @@ namespace penstock::worker {
 
 class WorkerProcess {
  public:
-  // PENSTOCK_WORKER_BINARY (a compile-time definition) with --engine-id, --rank and `flags`. It
-  // ends when the thread that called does. stderr_path: where its log goes; empty: ours.
+  // penstock-worker of $PENSTOCK_BIN_DIR, else of this build, with --engine-id, --rank and `flags`.
+  // It ends when the thread that called does. stderr_path: where its log goes; empty: ours.
   static WorkerProcess Start(const std::string& engine_id, int rank,
                              const std::vector<std::string>& flags,
                              const std::string& stderr_path = "");
