@@ -15,7 +15,7 @@
 namespace penstock::kernels::cuda {
 namespace {
 
-constexpr int kCacheRevision = 2;  // of the file's form and of the stream kernels behind the names
+constexpr int kCacheRevision = 3;  // of the file's form and of the stream kernels behind the names
 constexpr int kMaxLtCandidates = 8;
 constexpr int32_t kUnplannedStreamTokens =
     8;                                // up to here the stream kernels win on every shape seen
@@ -50,16 +50,15 @@ class LinearImpl : public Linear {
     PENSTOCK_CUDA(cudaGetDeviceProperties(&properties, device));
     tuning_.num_multiprocessors = properties.multiProcessorCount;
     hopper_ = properties.major == 9;
-    if (hopper_) RETURN_IF_ERROR(InitStreamLinear(options_.wgmma));
+    if (hopper_) RETURN_IF_ERROR(InitStreamLinear());
     ASSIGN_OR_RETURN(lt_, Lt::Create(options.workspace_bytes));
     if (options_.use_cache && options_.measure) {
       const std::string folder =
           options.cache_directory.empty() ? DefaultCacheDirectory() : options.cache_directory;
       if (!folder.empty()) cache_path_ = fmt::format("{}/{}", folder, CacheName(properties));
-      cache_header_ =
-          fmt::format("penstock linear {} | {} | {} multiprocessors | cuBLASLt {} | {} | {}",
-                      kCacheRevision, properties.name, properties.multiProcessorCount,
-                      cublasLtGetVersion(), options.workspace_bytes, options.wgmma);
+      cache_header_ = fmt::format("penstock linear {} | {} | {} multiprocessors | cuBLASLt {} | {}",
+                                  kCacheRevision, properties.name, properties.multiProcessorCount,
+                                  cublasLtGetVersion(), options.workspace_bytes);
       if (!cache_path_.empty()) choices_ = LoadChoices(cache_path_, cache_header_);
       std::erase_if(choices_, [](const auto& item) {
         return !item.second.stream.empty() && FindVariant(item.second.stream) < 0;
@@ -193,7 +192,7 @@ class LinearImpl : public Linear {
     int32_t tokens = 0;
     double best = 0;
     const auto fits = [&](const StreamConfig& c) {
-      return c.max_tokens >= num_tokens && (options_.wgmma || !c.wgmma) &&
+      return c.max_tokens >= num_tokens &&
              (shape.output != LinearOutput::kSiluUp || c.fuses_silu_up);
     };
     for (const StreamConfig& c : configs) {

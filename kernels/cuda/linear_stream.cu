@@ -5,7 +5,6 @@
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/linear_stream.cuh"
 #include "kernels/cuda/linear_stream.h"
-#include "kernels/cuda/linear_tile.h"
 
 namespace penstock::kernels::cuda {
 namespace {
@@ -54,9 +53,6 @@ const auto& Variants() {
 
 bool Aligned16(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
 
-// Multiprocessors come in groups of which some have a number that 4 does not divide.
-int32_t max_clusters_of_4 = 0;
-
 int64_t Features(const LinearShape& shape) {
   return shape.output == LinearOutput::kSiluUp ? shape.n / 2 : shape.n;
 }
@@ -67,16 +63,13 @@ std::span<const StreamConfig> StreamConfigs() {
   static const auto configs = [] {
     std::vector<StreamConfig> result;
     for (const Variant& v : Variants()) result.push_back(v.config);
-    result.insert(result.end(), TileConfigs().begin(), TileConfigs().end());
     return result;
   }();
   return configs;
 }
 
 int32_t StreamMaxClusters(const StreamConfig& config, int32_t num_multiprocessors) {
-  const int32_t clusters = std::max(1, num_multiprocessors / config.cluster);
-  return config.cluster == 4 && max_clusters_of_4 > 0 ? std::min(clusters, max_clusters_of_4)
-                                                      : clusters;
+  return std::max(1, num_multiprocessors / config.cluster);
 }
 
 double StreamBalance(const StreamConfig& config, int64_t n, int32_t num_multiprocessors) {
@@ -94,7 +87,7 @@ bool StreamSupports(const StreamConfig& config, const LinearCall& call) {
          (call.shape.output != LinearOutput::kSiluUp || config.fuses_silu_up);
 }
 
-absl::Status InitStreamLinear(bool wgmma) {
+absl::Status InitStreamLinear() {
   for (const Variant& v : Variants()) {
     for (const KernelFunction kernel : v.kernels) {
       if (kernel == nullptr) continue;
@@ -107,7 +100,7 @@ absl::Status InitStreamLinear(bool wgmma) {
                                          cudaSharedmemCarveoutMaxShared));
     }
   }
-  return wgmma ? InitTileLinear(max_clusters_of_4) : absl::OkStatus();
+  return absl::OkStatus();
 }
 
 absl::Status RunStreamLinear(int config_index, const LinearCall& call, const StreamTuning& tuning,
@@ -117,10 +110,6 @@ absl::Status RunStreamLinear(int config_index, const LinearCall& call, const Str
   const int64_t tiles = (call.shape.n + config.rows - 1) / config.rows;
   const int64_t clusters =
       std::min<int64_t>(tiles, StreamMaxClusters(config, tuning.num_multiprocessors));
-  if (index >= Variants().size()) {
-    return RunTileLinear(static_cast<int>(index - Variants().size()), call, tuning, clusters,
-                         stream);
-  }
   const Variant& v = Variants()[index];
   const stream::Params params = {.x = call.x,
                                  .weight = call.weight,

@@ -1,6 +1,4 @@
-// Linear layers for few tokens: every weight is read once, near the memory's read bandwidth. Up to
-// 16 tokens with the kernel described here; from some dozens on with that of linear_tile.cuh, under
-// the same functions.
+// Linear layers for few tokens: every weight is read once, near the memory's read bandwidth.
 //
 // A warp owns a tile of weight rows and a slice of K. It copies weight (and x) through its own ring
 // in shared memory (cp.async) and multiplies with mma m16n8k16, weight rows as the 16, tokens as
@@ -23,7 +21,7 @@
 
 namespace penstock::kernels::cuda {
 
-// One compiled variant, of linear_stream.cuh or of linear_tile.cuh.
+// One compiled variant of linear_stream.cuh.
 struct StreamConfig {
   std::string_view name;
   int32_t max_tokens = 0;
@@ -31,7 +29,6 @@ struct StreamConfig {
   int32_t cluster = 1;  // blocks that share a tile, splitting K
   int32_t shared_bytes = 0;
   bool fuses_silu_up = false;
-  bool wgmma = false;  // of linear_tile.cuh
 };
 std::span<const StreamConfig> StreamConfigs();
 
@@ -45,8 +42,8 @@ bool StreamSupports(const StreamConfig& config, const LinearCall& call);
 // Clusters that a launch has at most: one block a multiprocessor.
 int32_t StreamMaxClusters(const StreamConfig& config, int32_t num_multiprocessors);
 
-// Once a process and device, before the first launch; `wgmma`: the variants of linear_tile.cuh too.
-absl::Status InitStreamLinear(bool wgmma);
+// Once a process and device, before the first launch.
+absl::Status InitStreamLinear();
 
 struct StreamTuning {
   int32_t num_multiprocessors = 132;

@@ -2,7 +2,7 @@
 // variant and of the best cuBLASLt algorithm, then a whole step's linears (32 layers and the output
 // head) in one CUDA graph.
 //
-// Usage: cuda_linear_bench [--m=1,2,4,...] [--chain-only] [--shapes-only] [--no-wgmma]
+// Usage: cuda_linear_bench [--m=1,2,4,...] [--chain-only] [--shapes-only]
 // [--layers=32] All in CUDA graphs whose launches are programmatically dependent, on as many
 // weights as a step has, so none is in L2. share = bytes of the weight / time / 4.72 TB/s, the read
 // bandwidth of an H200.
@@ -56,7 +56,7 @@ struct Way {
 
 struct Options {
   std::vector<int> tokens = {1, 4, 8, 16, 32, 48, 64, 128, 256};
-  bool shapes = true, chain = true, wgmma = true;
+  bool shapes = true, chain = true;
   int layers = 32;
 };
 
@@ -69,7 +69,7 @@ class Bench {
     PENSTOCK_CUDA(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
     PENSTOCK_CUDA(cudaEventCreate(&begin_));
     PENSTOCK_CUDA(cudaEventCreate(&end_));
-    RETURN_IF_ERROR(InitStreamLinear(options.wgmma));
+    RETURN_IF_ERROR(InitStreamLinear());
     ASSIGN_OR_RETURN(lt_, Lt::Create(size_t{32} << 20));
     const size_t layers = static_cast<size_t>(std::max(options.layers, 4));
     weight_elements_ = kLayerElements * layers + size_t{kVocab} * kHidden;
@@ -219,12 +219,10 @@ class Bench {
     std::vector<int> result;
     int32_t tokens = 0;
     for (const StreamConfig& c : StreamConfigs()) {
-      if (c.wgmma && !options_.wgmma) continue;
       if (c.max_tokens >= m && (tokens == 0 || c.max_tokens < tokens)) tokens = c.max_tokens;
     }
     for (size_t v = 0; v < StreamConfigs().size(); ++v) {
       const StreamConfig& c = StreamConfigs()[v];
-      if (c.wgmma && !options_.wgmma) continue;
       if (c.max_tokens > std::max(tokens, 16) || c.max_tokens < m ||
           (s.output == LinearOutput::kSiluUp && !c.fuses_silu_up))
         continue;
@@ -294,7 +292,6 @@ Options ParseOptions(int argc, char** argv) {
   for (int i = 1; i < argc; ++i) {
     const std::string arg = argv[i];
     if (arg == "--chain-only") options.shapes = false;
-    if (arg == "--no-wgmma") options.wgmma = false;
     if (arg == "--shapes-only") options.chain = false;
     if (arg.starts_with("--layers=")) options.layers = std::atoi(arg.c_str() + 9);
     if (arg.starts_with("--m=")) {
