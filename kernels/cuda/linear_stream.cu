@@ -155,7 +155,9 @@ absl::Status InitStreamLinear() {
     }
     if (v.config.cluster == 4) {
       cudaLaunchAttribute attributes[2] = {};
-      const cudaLaunchConfig_t launch = LaunchOf(v, 1, attributes);
+      cudaLaunchConfig_t launch = LaunchOf(v, 1, attributes);
+      launch.attrs = &attributes[1];  // the cluster alone
+      launch.numAttrs = 1;
       PENSTOCK_CUDA(cudaOccupancyMaxActiveClusters(&max_clusters_of_4, v.kernels[0], &launch));
     }
   }
