@@ -3,7 +3,7 @@
 // Rules that hold for every op and backend (cpu, cuda, null):
 //  - Params are plain structs of pointers, sizes and strides; pointers are device pointers (host
 //  memory on the
-//    CPU). The caller owns all memory and keeps it alive until Synchronize() returns.
+//    CPU). The caller owns all memory and keeps it alive until WaitStep() of the step returns.
 //  - No op allocates or blocks on the device (the CPU backend runs an op to its end inside the
 //  call;
 //    scratch is sized in Reserve()). Ops run in call order.
@@ -19,8 +19,10 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string_view>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -194,9 +196,18 @@ struct GatedActivationParams {  // out[t][f] = silu(x[t][f]) * x[t][F + f]
   int32_t width = 0;
 };
 
+struct GatedLinearParams {  // Linear without bias, then GatedActivation
+  const void* x = nullptr;  // [T, K]
+  int64_t x_stride = 0;
+  const Weight* weight = nullptr;  // [2F, K]: gate above up
+  void* product = nullptr;         // [T, 2F]: scratch, for backends that do one after the other
+  void* out = nullptr;             // [T, F]
+  int32_t num_tokens = 0;
+};
+
 struct GatherRowsParams {          // out[i] = x[index[i]]
   const void* x = nullptr;         // [T, D]
-  const int32_t* index = nullptr;  // [count], host memory
+  const int32_t* index = nullptr;  // [count], host memory; in a step, a part of its outputs' tokens
   void* out = nullptr;             // [count, D]
   int32_t count = 0;
   int32_t hidden = 0;
@@ -239,12 +250,28 @@ struct SampleParams {
   float* logits = nullptr;  // [count, V]; overwritten
   int32_t count = 0;
   int32_t vocab_size = 0;
-  const SampleRow* rows = nullptr;  // [count], host memory
+  const SampleRow* rows = nullptr;  // [count], host memory; in a step, a part of its outputs
   TokenTable tokens;                // read for penalties; the sampled id goes to (slot, position)
-  int32_t* ids_out = nullptr;  // [count], host-visible once Synchronize() returns; -1 where the
-                               // row can't be sampled (NaN, all masked): Sample is INTERNAL
-  SampledLogprobs* logprobs_out =
-      nullptr;  // [count], host-visible likewise; written where num_top >= 0
+  // [count], host memory, in a step parts of its ids and logprobs. -1 where the row can't be
+  // sampled (NaN, all masked): then Sample, or the step's WaitStep, is INTERNAL.
+  int32_t* ids_out = nullptr;
+  SampledLogprobs* logprobs_out = nullptr;  // written where num_top >= 0
+};
+
+// A step: rows of tokens, and outputs, each sampled (or a target's log-probability) after one of
+// the tokens. All host memory.
+struct StepInputs {
+  BatchRows rows;
+  std::span<const int32_t> output_token;  // [O]: index of the token among the step's
+  std::span<const SampleRow> outputs;     // [O]
+  std::span<int32_t> ids;                 // [O], out
+  std::span<SampledLogprobs> logprobs;    // [O], out
+};
+
+// How a step ran, in nanoseconds of the device's clock.
+struct StepReport {
+  int64_t run_ns = 0;
+  int64_t idle_ns = 0;  // between the end of the step before it and its begin
 };
 
 // What the backend must have scratch for.
@@ -258,6 +285,12 @@ struct ReserveParams {
   int32_t num_kv_heads = 0;
   int32_t head_size = 0;
   int32_t page_size = 0;  // P
+  int32_t mlp_width = 0;  // F: this rank's
+};
+
+struct DeviceMemory {
+  int64_t free = 0;  // bytes
+  int64_t total = 0;
 };
 
 class Backend {
@@ -286,16 +319,43 @@ class Backend {
   // it.
   virtual absl::StatusOr<std::unique_ptr<Weight>> WeightRows(const Weight& weight, int64_t begin,
                                                              int64_t count) = 0;
+  // Memory of the device; none where it is the host's.
+  virtual absl::StatusOr<std::optional<DeviceMemory>> Memory() const {
+    return std::optional<DeviceMemory>();
+  }
   // After the weights are loaded.
   virtual absl::Status Reserve(const ReserveParams& params) = 0;
-  // Copies known ids to (slot, 0 ..) of the token table.
+  // A request takes the slot: copies its known ids to (slot, 0 ..) of the token table, before the
+  // next step runs. The host data may go once this returns. The slot's pages of before are
+  // forgotten.
   virtual absl::Status BindTokens(TokenTable table, int32_t slot, std::span<const int32_t> ids) = 0;
   // Copies host memory to a buffer's beginning; the host data may go once this returns.
   virtual absl::Status Upload(const Buffer& buffer, const void* data, size_t bytes) = 0;
 
-  // Begins a step: takes its rows in host memory and returns them as the step's ops want them
-  // (copied to the device where that is another memory). Both must live until Synchronize().
-  virtual absl::StatusOr<BatchRows> BeginStep(const BatchRows& rows) { return rows; }
+  // A step is BeginStep, its ops, EndStep: on a device of its own all of them return before it has
+  // run. WaitStep, once for every step and in their order, returns when it has; then its ids and
+  // logprobs are there. It may be called on another thread than the rest. At most
+  // max_steps_in_flight() steps may have been begun and not waited for; the inputs' memory lives
+  // until then. The defaults are those of a device that runs an op inside its call.
+  struct BegunStep {
+    BatchRows rows;         // as the step's ops want them; perhaps padded with empty rows
+    bool replayed = false;  // all of its ops are queued already: only EndStep is to be called
+  };
+  virtual int max_steps_in_flight() const { return 1; }
+  virtual absl::StatusOr<BegunStep> BeginStep(const StepInputs& inputs) {
+    return BegunStep{.rows = inputs.rows};
+  }
+  virtual absl::Status EndStep() { return absl::OkStatus(); }
+  virtual absl::StatusOr<StepReport> WaitStep() { return StepReport{}; }
+
+  // Sizes of steps of single-token rows that are worth capturing, so that BeginStep can replay them
+  // with one launch, ascending. To capture: BeginCapture, the ops over its rows as in a step with
+  // its outputs, EndCapture. Before the first capture every size should have run once.
+  virtual std::vector<int32_t> CaptureSizes() const { return {}; }
+  virtual absl::StatusOr<StepInputs> BeginCapture(int32_t) {
+    return absl::UnimplementedError("this device captures nothing");
+  }
+  virtual absl::Status EndCapture() { return absl::OkStatus(); }
 
   virtual absl::Status Embed(const EmbedParams& p) = 0;
   virtual absl::Status AddRmsNorm(const AddRmsNormParams& p) = 0;
@@ -303,12 +363,21 @@ class Backend {
   virtual absl::Status RopeKvWrite(const RopeKvWriteParams& p) = 0;
   virtual absl::Status Attention(const AttentionParams& p) = 0;
   virtual absl::Status GatedActivation(const GatedActivationParams& p) = 0;
+  virtual absl::Status GatedLinear(const GatedLinearParams& p) {
+    const absl::Status multiplied = Linear({.x = p.x,
+                                            .x_stride = p.x_stride,
+                                            .weight = p.weight,
+                                            .out = p.product,
+                                            .num_tokens = p.num_tokens});
+    if (!multiplied.ok()) return multiplied;
+    return GatedActivation({.x = p.product,
+                            .out = p.out,
+                            .num_tokens = p.num_tokens,
+                            .width = static_cast<int32_t>(p.weight->rows / 2)});
+  }
   virtual absl::Status GatherRows(const GatherRowsParams& p) = 0;
   virtual absl::Status Logits(const LogitsParams& p) = 0;
   virtual absl::Status Sample(const SampleParams& p) = 0;
-
-  // Returns when every op so far has run.
-  virtual absl::Status Synchronize() = 0;
 };
 
 }  // namespace penstock::kernels

@@ -4,6 +4,7 @@
 
 #include "common/log.h"
 #include "common/status.h"
+#include "worker/warm_up.h"
 
 namespace penstock::worker {
 namespace {
@@ -14,6 +15,10 @@ constexpr int64_t kResultRingCheckNs = 20'000'000;
 constexpr uint64_t kBusyNs = 1'000'000;
 
 uint64_t NowNs() { return static_cast<uint64_t>(shm::MonotonicNs()); }
+
+int MaxRows(const ExecutorOptions& options) {
+  return std::min(options.limits.num_slots, options.max_num_batched_tokens);
+}
 
 }  // namespace
 
@@ -36,6 +41,12 @@ absl::StatusOr<std::unique_ptr<Executor>> Executor::Create(shm::Segment* segment
   ASSIGN_OR_RETURN(executor->token_buffer_,
                    backend->Allocate(sizeof(int32_t) * stride * options.limits.num_slots));
   executor->tokens_ = {executor->token_buffer_->as<int32_t>(), stride};
+  RETURN_IF_ERROR(WarmUp(backend, decoder,
+                         {.max_tokens = options.max_num_batched_tokens,
+                          .max_rows = MaxRows(options),
+                          .max_model_len = options.limits.max_model_len,
+                          .page_size = options.limits.page_size},
+                         executor->tokens_));
   return executor;
 }
 
@@ -50,21 +61,35 @@ Executor::Executor(shm::Segment* segment, kernels::Backend* backend, Decoder* de
       options_(options),
       plans_(segment->plan_ring(), &header_->plan_tail, area_->plan_cursor.load()),
       results_(segment, options.rank),
-      slots_(options.limits),
-      batch_(options.max_num_batched_tokens,
-             std::min(options.limits.num_slots, options.max_num_batched_tokens)) {}
+      slots_(options.limits) {
+  const int depth = backend->max_steps_in_flight();
+  flights_.reserve(depth);
+  for (int i = 0; i < depth; ++i) {
+    flights_.emplace_back(options.max_num_batched_tokens, MaxRows(options));
+  }
+}
+
+Executor::~Executor() { StopFinishing(); }
 
 absl::Status Executor::Run(const std::atomic<bool>& stop) {
   stop_ = &stop;
   Heartbeat();
-  while (!stop.load(std::memory_order_acquire)) {
+  if (overlapped()) finisher_ = std::thread([this] { FinishSteps(); });
+  const absl::Status status = TakeRecords();
+  StopFinishing();
+  return status;
+}
+
+absl::Status Executor::TakeRecords() {
+  while (!stop_->load(std::memory_order_acquire)) {
     const std::byte* record = plans_.Next();
     if (record == nullptr) {
+      if (overlapped()) RETURN_IF_ERROR(WaitForFlights(flights_.size()));
       WaitForPlan();
       continue;
     }
     RETURN_IF_ERROR(TakeRecord(record));
-    // The plan and what it names are no longer needed: results of its step are out.
+    // The plan and what it names are no longer needed: its step is out, or on the device.
     area_->plan_cursor.store(plans_.cursor(), std::memory_order_release);
     Heartbeat();
     header_->scheduler_event.Notify();
@@ -94,8 +119,7 @@ absl::Status Executor::TakeRecord(const std::byte* record) {
   }
   switch (header.kind) {
     case shm::PlanKind::kReset:
-      Reset(header.epoch);
-      return absl::OkStatus();
+      return Reset(header.epoch);
     case shm::PlanKind::kStep:
       return Step(header);
     default:
@@ -103,7 +127,8 @@ absl::Status Executor::TakeRecord(const std::byte* record) {
   }
 }
 
-void Executor::Reset(uint64_t epoch) {
+absl::Status Executor::Reset(uint64_t epoch) {
+  RETURN_IF_ERROR(WaitForFlights(0));
   slots_.Reset();
   epoch_ = epoch;
   last_step_ = 0;
@@ -111,6 +136,7 @@ void Executor::Reset(uint64_t epoch) {
   if (collective_ != nullptr) collective_->Reset(epoch);
   area_->acked_epoch.store(epoch, std::memory_order_release);
   spdlog::info("msg=\"epoch begun\" epoch={}", epoch);
+  return absl::OkStatus();
 }
 
 absl::Status Executor::Step(const shm::PlanHeader& header) {
@@ -121,22 +147,28 @@ absl::Status Executor::Step(const shm::PlanHeader& header) {
                     header.epoch, last_step_, epoch_);
   }
   last_step_ = header.step;
-  StepTimes times;
-  times.plan_ns = NowNs();
+  const uint64_t plan_ns = NowNs();
+  RETURN_IF_ERROR(WaitForFlights(flights_.size() - 1));
+  Flight& flight = flights_[num_launched_ % flights_.size()];
+  flight.epoch = header.epoch;
+  flight.step = header.step;
+  flight.times = {.plan_ns = plan_ns};
+  // With no request bound the device is not idle for want of a plan.
+  flight.device_was_due = slots_.num_bound() > 0;
   StepPlan plan;
   RETURN_IF_ERROR(ParseStep(header, &plan));
-  RETURN_IF_ERROR(Prepare(plan));
-  times.begin_ns = NowNs();
-  times.idle_ns = times.begin_ns - (device_free_ns_ != 0 ? device_free_ns_ : times.plan_ns);
-  RETURN_IF_ERROR(Launch());
-  times.end_ns = NowNs();
-  // With no request bound the device is not idle for want of a plan.
-  device_free_ns_ = slots_.num_bound() > 0 ? times.end_ns : 0;
-  Publish(plan, times);
+  RETURN_IF_ERROR(Prepare(plan, &flight.batch));
+  RETURN_IF_ERROR(Launch(&flight));
+  if (!overlapped()) return Finish(&flight);
+  {
+    std::lock_guard lock(mutex_);
+    ++num_launched_;
+  }
+  changed_.notify_all();
   return absl::OkStatus();
 }
 
-absl::Status Executor::Prepare(const StepPlan& plan) {
+absl::Status Executor::Prepare(const StepPlan& plan, StepBatch* batch) {
   for (const shm::PlanSlot& release : plan.releases) RETURN_IF_ERROR(slots_.Release(release));
   for (const shm::PlanSlot& bind : plan.binds) {
     if (bind.slot >= static_cast<uint32_t>(options_.limits.num_slots)) {
@@ -147,22 +179,43 @@ absl::Status Executor::Prepare(const StepPlan& plan) {
     RETURN_IF_ERROR(backend_->BindTokens(tokens_, static_cast<int32_t>(bind.slot), known_ids));
   }
   for (const shm::PlanAppend& append : plan.appends) RETURN_IF_ERROR(slots_.Append(append));
-  return batch_.Build(plan, &slots_);
+  return batch->Build(plan, &slots_);
 }
 
-absl::Status Executor::Launch() {
-  if (batch_.rows().num_rows == 0) return absl::OkStatus();
+absl::Status Executor::Launch(Flight* flight) {
+  flight->times.begin_ns = NowNs();
+  if (flight->batch.empty()) return absl::OkStatus();
   if (collective_ != nullptr) collective_->BeginPlan(plans_.cursor());
-  RETURN_IF_ERROR(decoder_->Forward(batch_.rows(), tokens_));
-  RETURN_IF_ERROR(decoder_->Sample(batch_.index(), batch_.sample_rows(), tokens_, batch_.ids(),
-                                   batch_.logprobs()));
-  return backend_->Synchronize();
+  return decoder_->Step(flight->batch.inputs(), tokens_);
 }
 
-void Executor::Publish(const StepPlan& plan, const StepTimes& times) {
-  while (!results_.TryWrite(plan, &batch_, times)) {
+absl::Status Executor::Finish(Flight* flight) {
+  StepTimes& times = flight->times;
+  kernels::StepReport report;
+  if (!flight->batch.empty()) {
+    ASSIGN_OR_RETURN(report, backend_->WaitStep());
+  }
+  times.end_ns = NowNs();
+  const uint64_t since_plan_ns = times.begin_ns - times.plan_ns;
+  if (overlapped()) {
+    const auto idle_ns = static_cast<uint64_t>(report.idle_ns);
+    times.idle_ns = flight->device_was_due ? idle_ns : std::min(idle_ns, since_plan_ns);
+    // It may have waited for the step before.
+    times.begin_ns = times.end_ns -
+                     std::min(times.end_ns - times.begin_ns, static_cast<uint64_t>(report.run_ns));
+  } else {
+    const bool due = flight->device_was_due && device_free_ns_ != 0;
+    times.idle_ns = due ? times.begin_ns - device_free_ns_ : since_plan_ns;
+    device_free_ns_ = times.end_ns;
+  }
+  Publish(*flight);
+  return absl::OkStatus();
+}
+
+void Executor::Publish(const Flight& flight) {
+  while (!results_.TryWrite(flight.epoch, flight.step, flight.batch, flight.times)) {
     // A scheduler that is alive reads on; one that came anew does not want this epoch's results.
-    if (header_->epoch.load(std::memory_order_acquire) != plan.epoch ||
+    if (header_->epoch.load(std::memory_order_acquire) != flight.epoch ||
         stop_->load(std::memory_order_acquire)) {
       return;
     }
@@ -170,6 +223,43 @@ void Executor::Publish(const StepPlan& plan, const StepTimes& times) {
     header_->plan_event.Wait(seen, shm::MonotonicNs() + kResultRingCheckNs);
     Heartbeat();
   }
+}
+
+void Executor::FinishSteps() {
+  std::unique_lock lock(mutex_);
+  while (true) {
+    changed_.wait(lock, [this] { return quit_ || num_launched_ > num_finished_; });
+    if (quit_) return;
+    Flight& flight = flights_[num_finished_ % flights_.size()];
+    lock.unlock();
+    const absl::Status status = Finish(&flight);
+    header_->scheduler_event.Notify();
+    lock.lock();
+    if (!status.ok()) {
+      finish_error_ = status;
+      header_->plan_event.Notify();  // the other thread may wait for a plan
+    }
+    ++num_finished_;
+    changed_.notify_all();
+    if (!status.ok()) return;
+  }
+}
+
+void Executor::StopFinishing() {
+  if (!finisher_.joinable()) return;
+  {
+    std::lock_guard lock(mutex_);
+    quit_ = true;
+  }
+  changed_.notify_all();
+  finisher_.join();
+}
+
+absl::Status Executor::WaitForFlights(uint64_t most) {
+  if (!overlapped()) return absl::OkStatus();
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [&] { return !finish_error_.ok() || num_launched_ - num_finished_ <= most; });
+  return finish_error_;
 }
 
 }  // namespace penstock::worker

@@ -21,14 +21,19 @@ ABSL_FLAG(std::string, model, "",
           "--device=null)");
 ABSL_FLAG(std::string, load_format, "auto",
           "auto: the model's weights; dummy: random ones, made from its configuration alone");
-ABSL_FLAG(std::string, device, "cpu", "cpu, or null: computes nothing, to measure the rest");
+ABSL_FLAG(std::string, device, "cpu", "cpu, cuda, or null: computes nothing, to measure the rest");
 ABSL_FLAG(std::string, dtype, "auto",
           "auto: fast; float32: the same bits in any batch and on any number of ranks");
 ABSL_FLAG(int, threads, 0, "threads to compute with; 0: the machine's cores shared by the ranks");
 ABSL_FLAG(int, max_model_len, 0, "longest request in tokens, prompt and output; 0: the model's");
 ABSL_FLAG(int, max_num_batched_tokens, 512, "most tokens in a step");
 ABSL_FLAG(int, block_size, 16, "tokens of a KV page");
-ABSL_FLAG(int64_t, kv_cache_memory_mb, 1024, "memory for the KV cache, in MiB");
+ABSL_FLAG(int64_t, kv_cache_memory_mb, 0,
+          "memory for the KV cache, in MiB; 0: 1024 on a CPU, and on a GPU what "
+          "--gpu-memory-utilization leaves");
+ABSL_FLAG(double, gpu_memory_utilization, 0.9,
+          "share of the GPU's memory to use, for weights, activations and the KV cache together");
+ABSL_FLAG(bool, enforce_eager, false, "launch every kernel by itself: no CUDA graphs (debugging)");
 ABSL_FLAG(int, num_kv_pages, 0, "number of KV pages; 0: as --kv-cache-memory-mb says");
 ABSL_FLAG(int64_t, null_step_us, 0, "how long a step of the null device takes, in microseconds");
 ABSL_FLAG(int, attach_timeout_s, 60, "how long to wait for the scheduler's segment, in seconds");
@@ -75,6 +80,8 @@ penstock::worker::WorkerOptions OptionsFromFlags() {
   options.max_num_batched_tokens = absl::GetFlag(FLAGS_max_num_batched_tokens);
   options.block_size = absl::GetFlag(FLAGS_block_size);
   options.kv_cache_memory_mb = absl::GetFlag(FLAGS_kv_cache_memory_mb);
+  options.gpu_memory_utilization = absl::GetFlag(FLAGS_gpu_memory_utilization);
+  options.enforce_eager = absl::GetFlag(FLAGS_enforce_eager);
   options.num_kv_pages = absl::GetFlag(FLAGS_num_kv_pages);
   options.null_step_us = absl::GetFlag(FLAGS_null_step_us);
   options.attach_timeout_s = absl::GetFlag(FLAGS_attach_timeout_s);

@@ -7,18 +7,20 @@
 namespace penstock::worker {
 namespace {
 
+int NumOutputs(const StepBatch& batch) { return static_cast<int>(batch.outputs().size()); }
+
 // FNV-1a over whole ids.
-uint64_t HashIds(StepBatch* batch) {
+uint64_t HashIds(const StepBatch& batch) {
   uint64_t hash = 0xcbf29ce484222325;
-  for (int i = 0; i < batch->num_outputs(); ++i) {
-    if (batch->outputs()[i].is_prompt) continue;
-    hash = (hash ^ static_cast<uint32_t>(batch->ids()[i])) * 0x100000001b3;
+  for (int i = 0; i < NumOutputs(batch); ++i) {
+    if (batch.outputs()[i].is_prompt) continue;
+    hash = (hash ^ static_cast<uint32_t>(batch.ids()[i])) * 0x100000001b3;
   }
   return hash;
 }
 
-int NumTop(StepBatch* batch, int i) {
-  return batch->sample_rows()[i].num_top < 0 ? 0 : batch->logprobs()[i].num_top;
+int NumTop(const StepBatch& batch, int i) {
+  return batch.sample_rows()[i].num_top < 0 ? 0 : batch.logprobs()[i].num_top;
 }
 
 void WritePad(std::byte* at, uint32_t bytes) {
@@ -40,9 +42,10 @@ ResultWriter::ResultWriter(shm::Segment* segment, int rank)
       rank_(rank),
       ring_(segment->result_ring(rank), &segment->rank(rank).result_tail) {}
 
-bool ResultWriter::TryWrite(const StepPlan& plan, StepBatch* batch, const StepTimes& times) {
+bool ResultWriter::TryWrite(uint64_t epoch, uint64_t step, const StepBatch& batch,
+                            const StepTimes& times) {
   uint32_t bytes = sizeof(shm::ResultHeader);
-  const int num_rows = rank_ == 0 ? batch->num_outputs() : 0;
+  const int num_rows = rank_ == 0 ? NumOutputs(batch) : 0;
   for (int i = 0; i < num_rows; ++i) {
     bytes += sizeof(shm::ResultRow) + NumTop(batch, i) * sizeof(shm::ResultTop);
   }
@@ -52,8 +55,8 @@ bool ResultWriter::TryWrite(const StepPlan& plan, StepBatch* batch, const StepTi
   shm::ResultHeader header = {};
   header.bytes = bytes;
   header.num_rows = static_cast<uint32_t>(num_rows);
-  header.epoch = plan.epoch;
-  header.step = plan.step;
+  header.epoch = epoch;
+  header.step = step;
   header.ids_hash = HashIds(batch);
   header.plan_ns = times.plan_ns;
   header.begin_ns = times.begin_ns;
@@ -67,16 +70,16 @@ bool ResultWriter::TryWrite(const StepPlan& plan, StepBatch* batch, const StepTi
   return true;
 }
 
-std::byte* ResultWriter::WriteRows(StepBatch* batch, std::byte* at) {
-  for (int i = 0; i < batch->num_outputs(); ++i) {
-    const kernels::SampleRow& sample = batch->sample_rows()[i];
-    const kernels::SampledLogprobs& logprobs = batch->logprobs()[i];
-    const Output& output = batch->outputs()[i];
+std::byte* ResultWriter::WriteRows(const StepBatch& batch, std::byte* at) {
+  for (int i = 0; i < NumOutputs(batch); ++i) {
+    const kernels::SampleRow& sample = batch.sample_rows()[i];
+    const kernels::SampledLogprobs& logprobs = batch.logprobs()[i];
+    const Output& output = batch.outputs()[i];
     const bool with_logprob = sample.num_top >= 0;
     shm::ResultRow row = {};
     row.slot = output.slot;
     row.generation = output.generation;
-    row.token_id = output.is_prompt ? sample.target_id : batch->ids()[i];
+    row.token_id = output.is_prompt ? sample.target_id : batch.ids()[i];
     row.position = sample.position;
     row.logprob = with_logprob ? logprobs.logprob : 0.0f;
     row.rank = with_logprob ? logprobs.rank : 0;

@@ -26,10 +26,10 @@ class ResultWriter {
 
   // Makes the step's record visible (notify the scheduler afterwards); false if the ring is full.
   // Rank 0's record has the rows, the others' the hash alone.
-  bool TryWrite(const StepPlan& plan, StepBatch* batch, const StepTimes& times);
+  bool TryWrite(uint64_t epoch, uint64_t step, const StepBatch& batch, const StepTimes& times);
 
  private:
-  std::byte* WriteRows(StepBatch* batch, std::byte* at);
+  static std::byte* WriteRows(const StepBatch& batch, std::byte* at);
 
   shm::Segment* const segment_;
   const int rank_;

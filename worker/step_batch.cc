@@ -47,6 +47,14 @@ StepBatch::StepBatch(int max_tokens, int max_rows)
   rows_.position_of_token = position_of_token_.data();
 }
 
+kernels::StepInputs StepBatch::inputs() {
+  return {.rows = rows_,
+          .output_token = index_,
+          .outputs = sample_rows_,
+          .ids = std::span(ids_).first(outputs_.size()),
+          .logprobs = std::span(logprobs_).first(outputs_.size())};
+}
+
 absl::Status StepBatch::Build(const StepPlan& plan, SlotTable* slots) {
   rows_.num_rows = rows_.num_tokens = rows_.num_single = 0;
   rows_.page_table = slots->page_table();

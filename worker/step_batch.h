@@ -40,14 +40,17 @@ class StepBatch {
   // accounts for the rows in `slots`, whose page table is the batch's.
   absl::Status Build(const StepPlan& plan, SlotTable* slots);
 
-  const kernels::BatchRows& rows() const { return rows_; }
-  int num_outputs() const { return static_cast<int>(outputs_.size()); }
+  // What the decoder runs. Views the batch, whose memory must stay until the step has been waited
+  // for.
+  kernels::StepInputs inputs();
+  bool empty() const { return rows_.num_rows == 0; }
   std::span<const Output> outputs() const { return outputs_; }
-  std::span<const int32_t> index() const { return index_; }  // of each output's token in the step
   std::span<const kernels::SampleRow> sample_rows() const { return sample_rows_; }
-  // Filled by the sampler, [num_outputs].
-  std::span<int32_t> ids() { return {ids_.data(), outputs_.size()}; }
-  std::span<kernels::SampledLogprobs> logprobs() { return {logprobs_.data(), outputs_.size()}; }
+  // Of each output, once the step has run.
+  std::span<const int32_t> ids() const { return {ids_.data(), outputs_.size()}; }
+  std::span<const kernels::SampledLogprobs> logprobs() const {
+    return {logprobs_.data(), outputs_.size()};
+  }
 
  private:
   void AddRow(const shm::PlanRow& row, int r, const SlotTable& slots);

@@ -33,12 +33,15 @@ std::atomic<shm::Event*> wake_event{nullptr};
 // How long a wait spins where the ranks have cores of their own.
 constexpr int64_t kSpinNs = 20'000;
 
+// What the CPU's KV cache gets unless the flag says otherwise.
+constexpr int64_t kDefaultKvMemoryMb = 1024;
+
 // A model, loaded and ready to run. Members are destroyed from last to first.
 struct LoadedModel {
   ModelSpec spec;
   std::unique_ptr<kernels::Backend> backend;
   KvPoolPlan kv_plan;
-  KvPool kv;
+  std::unique_ptr<KvPool> kv;
   ModelWeights weights;
   std::unique_ptr<ShmCollective> collective;
   std::unique_ptr<Decoder> decoder;
@@ -77,7 +80,11 @@ absl::Status CheckOptions(const WorkerOptions& options) {
   RETURN_IF_ERROR(in_range("--max-model-len", options.max_model_len, 0, 1 << 24));
   RETURN_IF_ERROR(in_range("--max-num-batched-tokens", options.max_num_batched_tokens, 1, 1 << 20));
   RETURN_IF_ERROR(in_range("--block-size", options.block_size, 1, 1024));
-  RETURN_IF_ERROR(in_range("--kv-cache-memory-mb", options.kv_cache_memory_mb, 1, 1 << 30));
+  RETURN_IF_ERROR(in_range("--kv-cache-memory-mb", options.kv_cache_memory_mb, 0, 1 << 30));
+  if (!(options.gpu_memory_utilization > 0 && options.gpu_memory_utilization <= 1)) {
+    return InvalidArgument("--gpu-memory-utilization {} is not above 0 and at most 1",
+                           options.gpu_memory_utilization);
+  }
   return in_range("--num-kv-pages", options.num_kv_pages, 0, 1 << 30);
 }
 
@@ -89,10 +96,12 @@ absl::StatusOr<std::unique_ptr<kernels::Backend>> MakeBackend(const WorkerOption
 #ifdef PENSTOCK_CUDA
     return kernels::cuda::MakeCudaBackend(
         {.num_slots = num_slots,
-         .max_pages_per_slot = (max_model_len + options.block_size - 1) / options.block_size});
+         .max_pages_per_slot = (max_model_len + options.block_size - 1) / options.block_size,
+         .enforce_eager = options.enforce_eager});
 #else
     return Unimplemented(
-        "--device cuda: this build has no CUDA engine; build where nvcc is installed (max_model_len "
+        "--device cuda: this build has no CUDA engine; build where nvcc is installed "
+        "(max_model_len "
         "{}, {} slots)",
         max_model_len, num_slots);
 #endif
@@ -114,23 +123,37 @@ absl::StatusOr<int> MaxModelLen(const WorkerOptions& options, const ModelSpec& s
                          spec.max_positions);
 }
 
-absl::Status PlanKv(const WorkerOptions& options, const shm::Geometry& geometry,
-                    LoadedModel* model) {
+absl::StatusOr<KvPoolOptions> KvOptions(const WorkerOptions& options, const shm::Geometry& geometry,
+                                        const ModelSpec& spec) {
   KvPoolOptions kv;
   kv.num_ranks = static_cast<int>(geometry.num_ranks);
   kv.page_size = options.block_size;
   kv.dtype = options.dtype == "float32" ? kernels::DType::kF32 : kernels::DType::kF16;
   if (options.device == "cuda") kv.dtype = kernels::DType::kBF16;
   kv.num_slots = static_cast<int>(geometry.num_slots);
-  ASSIGN_OR_RETURN(kv.max_model_len, MaxModelLen(options, model->spec));
+  ASSIGN_OR_RETURN(kv.max_model_len, MaxModelLen(options, spec));
   kv.max_model_len_given = options.max_model_len != 0;
-  // The null device keeps nothing: as many pages as could ever be asked for.
-  kv.memory_mb = model->backend->needs_weights() ? options.kv_cache_memory_mb : int64_t{1} << 40;
+  kv.memory_mb = options.kv_cache_memory_mb > 0 ? options.kv_cache_memory_mb : kDefaultKvMemoryMb;
   kv.num_pages = options.num_kv_pages;
-  ASSIGN_OR_RETURN(model->kv_plan, PlanKvPool(model->spec, kv));
-  ASSIGN_OR_RETURN(model->kv,
-                   KvPool::Create(model->backend.get(), model->spec, kv, model->kv_plan));
-  return absl::OkStatus();
+  // The null device keeps nothing: as many pages as could ever be asked for.
+  if (options.device == "null") kv.memory_mb = int64_t{1} << 40;
+  return kv;
+}
+
+// What a device of `memory` has for the KV cache once all else is in place, in MiB.
+absl::StatusOr<int64_t> FreeKvMemoryMb(const WorkerOptions& options,
+                                       const kernels::DeviceMemory& memory) {
+  const int64_t used = memory.total - memory.free;
+  const auto budget =
+      static_cast<int64_t>(options.gpu_memory_utilization * static_cast<double>(memory.total));
+  if (used < budget) return (budget - used) >> 20;
+  return ResourceExhausted(
+      "no GPU memory is left for the KV cache: {} of {} MiB are in use (weights, activations, "
+      "other "
+      "programs), {} MiB more than --gpu-memory-utilization {} allows. Raise it, end what else "
+      "uses "
+      "the GPU (nvidia-smi lists it), lower --max-num-batched-tokens, or shard the model",
+      used >> 20, memory.total >> 20, (used - budget) >> 20, options.gpu_memory_utilization);
 }
 
 class Worker {
@@ -215,12 +238,20 @@ absl::Status Worker::Load() {
   }
   model_.spec = std::move(checkpoint.spec);
   ASSIGN_OR_RETURN(const int max_model_len, MaxModelLen(options_, model_.spec));
-  ASSIGN_OR_RETURN(model_.backend,
-                   MakeBackend(options_, model_.spec, num_ranks(), max_model_len,
-                               static_cast<int>(segment_->geometry().num_slots)));
+  ASSIGN_OR_RETURN(model_.backend, MakeBackend(options_, model_.spec, num_ranks(), max_model_len,
+                                               static_cast<int>(segment_->geometry().num_slots)));
   const bool needs_weights = model_.backend->needs_weights();
   RETURN_IF_ERROR(CheckShard(checkpoint.tensors.get(), model_.spec, {options_.rank, num_ranks()}));
-  RETURN_IF_ERROR(PlanKv(options_, segment_->geometry(), &model_));
+  // A bad size is told before the weights are loaded, where it can be known by then.
+  ASSIGN_OR_RETURN(KvPoolOptions kv, KvOptions(options_, segment_->geometry(), model_.spec));
+  ASSIGN_OR_RETURN(const std::optional<kernels::DeviceMemory> memory, model_.backend->Memory());
+  const bool take_what_is_free =
+      memory.has_value() && options_.kv_cache_memory_mb == 0 && kv.num_pages == 0;
+  if (!take_what_is_free) {
+    ASSIGN_OR_RETURN(model_.kv_plan, PlanKvPool(model_.spec, kv));
+  } else {
+    model_.kv_plan.max_model_len = max_model_len;
+  }
   if (needs_weights) {
     RETURN_IF_ERROR(LoadModelWeights(checkpoint.tensors.get()));
   } else {
@@ -231,15 +262,23 @@ absl::Status Worker::Load() {
     ASSIGN_OR_RETURN(model_.collective,
                      ShmCollective::Create(segment_.get(), options_.rank, spin_ns()));
   }
+  model_.kv = std::make_unique<KvPool>(model_.spec.num_layers);
   DecoderOptions decoder;
   decoder.num_ranks = num_ranks();
   decoder.max_tokens = options_.max_num_batched_tokens;
   decoder.max_rows = static_cast<int>(segment_->geometry().num_slots);
+  decoder.page_size = options_.block_size;
   decoder.rank_invariant = options_.dtype == "float32";
   ASSIGN_OR_RETURN(model_.decoder,
                    Decoder::Create(model_.backend.get(), model_.spec, &model_.weights,
-                                   model_.kv.layers(), model_.collective.get(), decoder));
-  return absl::OkStatus();
+                                   model_.kv->layers(), model_.collective.get(), decoder));
+  if (take_what_is_free) {
+    ASSIGN_OR_RETURN(const auto left, model_.backend->Memory());
+    ASSIGN_OR_RETURN(kv.memory_mb, FreeKvMemoryMb(options_, *left));
+    kv.memory_flag = "what --gpu-memory-utilization leaves for it (MiB)";
+    ASSIGN_OR_RETURN(model_.kv_plan, PlanKvPool(model_.spec, kv));
+  }
+  return model_.kv->Allocate(model_.backend.get(), kv, model_.kv_plan);
 }
 
 // `tensors` null: random weights.

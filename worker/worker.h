@@ -20,8 +20,11 @@ struct WorkerOptions {
   int max_model_len = 0;             // 0: the model's
   int max_num_batched_tokens = 512;
   int block_size = 16;  // tokens of a KV page
-  int64_t kv_cache_memory_mb = 1024;
-  int num_kv_pages = 0;  // > 0: overrides kv_cache_memory_mb
+  // 0: what is free of a GPU, up to gpu_memory_utilization; 1024 elsewhere.
+  int64_t kv_cache_memory_mb = 0;
+  double gpu_memory_utilization = 0.9;  // share of a GPU's memory for weights, activations and KV
+  bool enforce_eager = false;           // no CUDA graphs
+  int num_kv_pages = 0;                 // > 0: overrides kv_cache_memory_mb
   int64_t null_step_us = 0;
   int attach_timeout_s = 60;
 };

@@ -177,8 +177,6 @@ class CpuBackend : public Backend {
 
   absl::Status Sample(const SampleParams& p) override { return sampler_.Sample(p); }
 
-  absl::Status Synchronize() override { return absl::OkStatus(); }
-
  private:
   const Mode mode_;
   const std::unique_ptr<LinearContext> linear_;  // owns the threads of all ops

@@ -1,163 +1,81 @@
 #include "kernels/cuda/cuda_backend.h"
 
+#include <nvtx3/nvToolsExt.h>
+
 #include <algorithm>
-#include <cstring>
 #include <map>
+#include <set>
 #include <utility>
 #include <vector>
 
 #include "common/log.h"
-#include "kernels/cpu/dequantize.h"
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/linear.h"
+#include "kernels/cuda/memory.h"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/sampler.h"
+#include "kernels/cuda/step_staging.h"
+#include "kernels/cuda/weights.h"
 
 namespace penstock::kernels::cuda {
 namespace {
 
-constexpr size_t kUploadBytes = size_t{16} << 20;  // of each of the two upload buffers
-// Decode batches for which GEMMs are chosen exactly.
-constexpr int32_t kExactTokens[] = {1, 2, 4, 8, 16, 32, 64, 128, 256};
+// Rows of captured steps: close together, so that little padding is computed.
+constexpr int32_t kCaptureSizes[] = {1,  2,  4,  8,   16,  24,  32,  40,  48, 56,
+                                     64, 80, 96, 112, 128, 160, 192, 224, 256};
+constexpr int32_t kCaptureStep = 64;  // from there on
+constexpr int32_t kMaxCaptureSize = 512;
 
-// Device memory, or pinned host memory.
-class CudaBuffer : public Buffer {
- public:
-  CudaBuffer(void* memory, size_t size, bool on_host) : on_host_(on_host) {
-    data = memory;
-    bytes = size;
-  }
-  ~CudaBuffer() override {
-    if (on_host_) {
-      cudaFreeHost(data);
-    } else {
-      cudaFree(data);
-    }
-  }
-
- private:
-  const bool on_host_;
-};
-
-absl::StatusOr<std::unique_ptr<CudaBuffer>> MakeBuffer(size_t bytes, bool on_host = false) {
-  void* memory = nullptr;
-  const size_t size = std::max<size_t>(bytes, 16);
-  const cudaError_t error = on_host ? cudaMallocHost(&memory, size) : cudaMalloc(&memory, size);
-  if (error == cudaErrorMemoryAllocation) {
-    cudaGetLastError();  // not sticky
-    size_t free = 0, total = 0;
-    cudaMemGetInfo(&free, &total);
-    return ResourceExhausted(
-        "{} MiB of {} memory were asked for, {} MiB of the GPU are free: lower "
-        "--kv-cache-memory-mb, --max-num-batched-tokens or --max-num-seqs",
-        size >> 20, on_host ? "pinned host" : "GPU", free >> 20);
-  }
-  RETURN_IF_ERROR(CudaStatus(error, "cudaMalloc"));
-  return std::make_unique<CudaBuffer>(memory, size, on_host);
+std::vector<int32_t> CaptureSizesUpTo(int32_t max_rows) {
+  const int32_t most = std::min(max_rows, kMaxCaptureSize);
+  std::vector<int32_t> sizes(std::begin(kCaptureSizes), std::end(kCaptureSizes));
+  while (sizes.back() < most) sizes.push_back(sizes.back() + kCaptureStep);
+  std::erase_if(sizes, [&](int32_t size) { return size >= most; });
+  sizes.push_back(most);
+  return sizes;
 }
-
-// [rows, cols] bf16, row-major; a view does not own it.
-class CudaWeight : public Weight {
- public:
-  CudaWeight(const __nv_bfloat16* weight_data, int64_t num_rows, int64_t num_cols,
-             std::unique_ptr<Buffer> owned)
-      : data(weight_data), owned_(std::move(owned)) {
-    rows = num_rows;
-    cols = num_cols;
-  }
-  const __nv_bfloat16* const data;
-
- private:
-  const std::unique_ptr<Buffer> owned_;
-};
-
-const CudaWeight& AsCuda(const Weight& weight) { return static_cast<const CudaWeight&>(weight); }
-
-// Hands out pieces of a pinned block and of its mirror on the device; one copy moves all.
-class Staging {
- public:
-  absl::Status Allocate(size_t bytes) {
-    ASSIGN_OR_RETURN(host_, MakeBuffer(bytes, /*on_host=*/true));
-    ASSIGN_OR_RETURN(device_, MakeBuffer(bytes));
-    return absl::OkStatus();
-  }
-  void Clear() { used_ = sent_ = 0; }
-  // Room for `count` Ts on the host; nullptr when it is full.
-  template <typename T>
-  std::span<T> Take(size_t count) {
-    const size_t begin = (used_ + 15) & ~size_t{15};
-    if (begin + count * sizeof(T) > host_->bytes) return {};
-    used_ = begin + count * sizeof(T);
-    return {reinterpret_cast<T*>(static_cast<std::byte*>(host_->data) + begin), count};
-  }
-  template <typename T>
-  T* OnDevice(std::span<T> host) const {
-    return reinterpret_cast<T*>(
-        static_cast<std::byte*>(device_->data) +
-        (reinterpret_cast<std::byte*>(host.data()) - static_cast<std::byte*>(host_->data)));
-  }
-  // Copies what was taken since the last Send.
-  absl::Status Send(cudaStream_t stream) {
-    if (used_ == sent_) return absl::OkStatus();
-    PENSTOCK_CUDA(cudaMemcpyAsync(static_cast<std::byte*>(device_->data) + sent_,
-                                  static_cast<std::byte*>(host_->data) + sent_, used_ - sent_,
-                                  cudaMemcpyHostToDevice, stream));
-    sent_ = used_;
-    return absl::OkStatus();
-  }
-
- private:
-  std::unique_ptr<CudaBuffer> host_, device_;
-  size_t used_ = 0, sent_ = 0;
-};
 
 class CudaBackend : public Backend {
  public:
   explicit CudaBackend(const CudaOptions& options) : options_(options) {}
-  ~CudaBackend() override {
-    if (stream_ != nullptr) cudaStreamDestroy(stream_);
-  }
-
+  ~CudaBackend() override;
   absl::Status Init();
 
   std::string_view name() const override { return "cuda"; }
   DType activation_dtype() const override { return DType::kBF16; }
   bool batch_invariant() const override { return false; }
   bool needs_weights() const override { return true; }
+  absl::StatusOr<std::optional<DeviceMemory>> Memory() const override { return QueryMemory(); }
 
   absl::StatusOr<std::unique_ptr<Buffer>> Allocate(size_t bytes) override {
-    ASSIGN_OR_RETURN(std::unique_ptr<CudaBuffer> buffer, MakeBuffer(bytes));
+    ASSIGN_OR_RETURN(std::unique_ptr<Buffer> buffer, AllocateDevice(bytes));
     PENSTOCK_CUDA(cudaMemsetAsync(buffer->data, 0, buffer->bytes, stream_));
-    PENSTOCK_CUDA(cudaStreamSynchronize(stream_));
-    return std::unique_ptr<Buffer>(std::move(buffer));
+    return buffer;
   }
   absl::Status Upload(const Buffer& buffer, const void* data, size_t bytes) override {
     PENSTOCK_CUDA(cudaMemcpyAsync(buffer.data, data, bytes, cudaMemcpyHostToDevice, stream_));
     PENSTOCK_CUDA(cudaStreamSynchronize(stream_));
     return absl::OkStatus();
   }
-
   absl::StatusOr<std::unique_ptr<Weight>> LoadWeight(std::span<const WeightSegment> segments,
                                                      WeightUse use) override;
   absl::StatusOr<std::unique_ptr<Weight>> RandomWeight(WeightFormat, int64_t rows, int64_t cols,
                                                        WeightUse use, uint64_t seed) override;
   absl::StatusOr<std::unique_ptr<Weight>> WeightRows(const Weight& weight, int64_t begin,
-                                                     int64_t count) override {
-    const CudaWeight& whole = AsCuda(weight);
-    Seen(count, whole.cols, WeightUse::kLinear);
-    return std::make_unique<CudaWeight>(whole.data + begin * whole.cols, count, whole.cols,
-                                        nullptr);
-  }
-
+                                                     int64_t count) override;
   absl::Status Reserve(const ReserveParams& params) override;
+
   absl::Status BindTokens(TokenTable table, int32_t slot, std::span<const int32_t> ids) override {
-    // From pageable memory: the ids have been read when this returns.
-    PENSTOCK_CUDA(cudaMemcpyAsync(table.ids + slot * table.stride, ids.data(), ids.size_bytes(),
-                                  cudaMemcpyHostToDevice, stream_));
-    return absl::OkStatus();
+    return staging_->Bind(table, slot, ids, stream_);
   }
-  absl::StatusOr<BatchRows> BeginStep(const BatchRows& rows) override;
+  int max_steps_in_flight() const override { return kMaxStepsInFlight; }
+  absl::StatusOr<BegunStep> BeginStep(const StepInputs& inputs) override;
+  absl::Status EndStep() override;
+  absl::StatusOr<StepReport> WaitStep() override;
+  std::vector<int32_t> CaptureSizes() const override;
+  absl::StatusOr<StepInputs> BeginCapture(int32_t num_rows) override;
+  absl::Status EndCapture() override;
 
   absl::Status Embed(const EmbedParams& p) override {
     const CudaWeight& table = AsCuda(*p.table);
@@ -176,46 +94,47 @@ class CudaBackend : public Backend {
   absl::Status GatedActivation(const GatedActivationParams& p) override {
     return cuda::GatedActivation(stream_, p);
   }
+  absl::Status GatedLinear(const GatedLinearParams& p) override {
+    const LinearShape shape = {p.weight->rows, p.weight->cols, LinearOutput::kSiluUp};
+    if (!linear_->FusesSiluUp(shape, p.num_tokens)) return Backend::GatedLinear(p);
+    return Multiply(*p.weight, p.x, p.x_stride, nullptr, p.out, p.num_tokens,
+                    LinearOutput::kSiluUp);
+  }
   absl::Status GatherRows(const GatherRowsParams& p) override;
   absl::Status Logits(const LogitsParams& p) override {
     return Multiply(*p.head, p.x, p.head->cols, nullptr, p.out, p.count, LinearOutput::kFloat);
   }
   absl::Status Sample(const SampleParams& p) override;
-  absl::Status Synchronize() override;
 
  private:
-  // Results of a Sample on their way to the caller's memory.
-  struct PendingSample {
-    int32_t begin, count;
-    int32_t* ids;
-    SampledLogprobs* logprobs;  // null: none were asked for
-  };
-
   void Seen(int64_t rows, int64_t cols, WeightUse use) {
-    if (use != WeightUse::kEmbedding) linears_[{rows, cols}] = true;
+    if (use != WeightUse::kEmbedding) linears_.insert({rows, cols});
   }
   absl::Status Multiply(const Weight& weight, const void* x, int64_t x_stride, const float* bias,
                         void* out, int32_t num_tokens, LinearOutput output);
-  absl::Status UploadRow(const WeightSegment& segment, int64_t row, int64_t count,
-                         __nv_bfloat16* out);
-  absl::Status StagePages(const BatchRows& rows);
+  absl::Status PlanLinears(const ReserveParams& params);
 
   const CudaOptions options_;
   cudaStream_t stream_ = nullptr;
-  std::map<std::pair<int64_t, int64_t>, bool> linears_;  // [N, K] of what was loaded
-  std::unique_ptr<CudaBuffer> upload_host_, upload_device_;
+  std::set<std::pair<int64_t, int64_t>> linears_;  // [N, K] of what was loaded
+  std::unique_ptr<WeightUploader> uploader_;       // until Reserve
   std::unique_ptr<class Linear> linear_;
   std::unique_ptr<class Attention> attention_;
+  std::unique_ptr<StepStaging> staging_;
   SamplerPlan sampler_;
-  ReserveParams reserved_;
+  std::unique_ptr<Buffer> sampler_workspace_;
 
-  Staging staging_;
-  std::unique_ptr<CudaBuffer> page_table_;
-  std::vector<int32_t> known_pages_;  // what the device's page table holds
-  std::vector<PageEntry> new_pages_;
-  std::unique_ptr<CudaBuffer> sampler_workspace_, ids_, logprobs_, host_ids_, host_logprobs_;
-  std::vector<PendingSample> pending_;
-  int32_t num_sampled_ = 0;
+  std::map<int32_t, cudaGraphExec_t> graphs_;  // by rows
+  int32_t max_rows_ = 0;
+  int32_t capturing_ = 0;  // rows of the capture under way
+  // What stands for the outputs' host memory while a step is captured.
+  std::vector<int32_t> capture_output_token_, capture_ids_;
+  std::vector<SampleRow> capture_outputs_;
+  std::vector<SampledLogprobs> capture_logprobs_;
+
+  // The step whose ops are being called: where its parts lie in host memory and on the device.
+  StepInputs inputs_;
+  StagedStep staged_;
 };
 
 absl::Status CudaBackend::Init() {
@@ -236,83 +155,64 @@ absl::Status CudaBackend::Init() {
                          device.name, device.major, device.minor);
   }
   PENSTOCK_CUDA(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
-  ASSIGN_OR_RETURN(upload_host_, MakeBuffer(kUploadBytes, /*on_host=*/true));
-  ASSIGN_OR_RETURN(upload_device_, MakeBuffer(kUploadBytes));
   ASSIGN_OR_RETURN(linear_, Linear::Create({.cache_directory = options_.cache_directory}));
   spdlog::info("msg=\"GPU\" name=\"{}\" memory_mb={} multiprocessors={}", device.name,
                device.totalGlobalMem >> 20, device.multiProcessorCount);
   return absl::OkStatus();
 }
 
-// `count` rows from `row`, converted to bf16 at out.
-absl::Status CudaBackend::UploadRow(const WeightSegment& segment, int64_t row, int64_t count,
-                                    __nv_bfloat16* out) {
-  PENSTOCK_CUDA(cudaStreamSynchronize(stream_));  // the buffers are free
-  const std::byte* source = segment.data + row * segment.row_bytes;
-  const int64_t values = count * segment.cols;
-  DType type = DType::kF32;
-  if (segment.format == WeightFormat::kF16) type = DType::kF16;
-  if (segment.format == WeightFormat::kBF16) type = DType::kBF16;
-  const size_t row_bytes = segment.cols * DTypeSize(type);
-  for (int64_t r = 0; r < count; ++r, source += segment.row_bytes) {
-    auto* to = static_cast<std::byte*>(upload_host_->data) + r * row_bytes;
-    if (cpu::IsQuantized(segment.format)) {
-      cpu::Dequantize(segment.format, source, segment.cols, reinterpret_cast<float*>(to));
-    } else {
-      std::memcpy(to, source, row_bytes);
-    }
-  }
-  void* to = type == DType::kBF16 ? static_cast<void*>(out) : upload_device_->data;
-  PENSTOCK_CUDA(
-      cudaMemcpyAsync(to, upload_host_->data, count * row_bytes, cudaMemcpyHostToDevice, stream_));
-  if (type == DType::kBF16) return absl::OkStatus();
-  return ConvertToBf16(stream_, upload_device_->data, type, out, values);
+CudaBackend::~CudaBackend() {
+  if (stream_ != nullptr) cudaStreamSynchronize(stream_);
+  for (const auto& [rows, graph] : graphs_) cudaGraphExecDestroy(graph);
+  uploader_ = nullptr;
+  if (stream_ != nullptr) cudaStreamDestroy(stream_);
 }
 
 absl::StatusOr<std::unique_ptr<Weight>> CudaBackend::LoadWeight(
     std::span<const WeightSegment> segments, WeightUse use) {
-  int64_t rows = 0;
-  const int64_t cols = segments.front().cols;
-  for (const WeightSegment& segment : segments) rows += segment.rows;
-  ASSIGN_OR_RETURN(std::unique_ptr<CudaBuffer> buffer,
-                   MakeBuffer(rows * cols * sizeof(__nv_bfloat16)));
-  auto* out = buffer->as<__nv_bfloat16>();
-  const auto rows_a_copy = static_cast<int64_t>(kUploadBytes / (cols * sizeof(float)));
-  for (const WeightSegment& segment : segments) {
-    for (int64_t row = 0; row < segment.rows; row += rows_a_copy) {
-      const int64_t count = std::min(rows_a_copy, segment.rows - row);
-      RETURN_IF_ERROR(UploadRow(segment, row, count, out));
-      out += count * cols;
-    }
+  if (uploader_ == nullptr) {
+    ASSIGN_OR_RETURN(uploader_, WeightUploader::Create(stream_));
   }
-  PENSTOCK_CUDA(cudaStreamSynchronize(stream_));
-  Seen(rows, cols, use);
-  const auto* data = buffer->as<__nv_bfloat16>();
-  return std::make_unique<CudaWeight>(data, rows, cols, std::move(buffer));
+  ASSIGN_OR_RETURN(std::unique_ptr<CudaWeight> weight, uploader_->Load(segments));
+  Seen(weight->rows, weight->cols, use);
+  return std::unique_ptr<Weight>(std::move(weight));
 }
 
 absl::StatusOr<std::unique_ptr<Weight>> CudaBackend::RandomWeight(WeightFormat, int64_t rows,
                                                                   int64_t cols, WeightUse use,
                                                                   uint64_t seed) {
-  ASSIGN_OR_RETURN(std::unique_ptr<CudaBuffer> buffer,
-                   MakeBuffer(rows * cols * sizeof(__nv_bfloat16)));
-  auto* data = buffer->as<__nv_bfloat16>();
-  RETURN_IF_ERROR(FillRandomWeight(stream_, data, rows * cols, seed, 0));
+  ASSIGN_OR_RETURN(std::unique_ptr<CudaWeight> weight, MakeRandomWeight(rows, cols, seed, stream_));
   Seen(rows, cols, use);
-  return std::make_unique<CudaWeight>(data, rows, cols, std::move(buffer));
+  return std::unique_ptr<Weight>(std::move(weight));
+}
+
+absl::StatusOr<std::unique_ptr<Weight>> CudaBackend::WeightRows(const Weight& weight, int64_t begin,
+                                                                int64_t count) {
+  const CudaWeight& whole = AsCuda(weight);
+  Seen(count, whole.cols, WeightUse::kLinear);
+  return std::make_unique<CudaWeight>(whole.data + begin * whole.cols, count, whole.cols, nullptr);
+}
+
+absl::Status CudaBackend::PlanLinears(const ReserveParams& p) {
+  std::vector<PlannedLinear> planned;
+  for (const auto& [n, k] : linears_) {
+    const bool head = n == p.vocab_size;
+    const LinearOutput output = head ? LinearOutput::kFloat : LinearOutput::kBf16;
+    const int32_t max_tokens = head ? p.max_logits : p.max_tokens;
+    planned.push_back({.shape = {.n = n, .k = k, .output = output}, .max_tokens = max_tokens});
+    if (n == int64_t{2} * p.mlp_width) {
+      planned.push_back(
+          {.shape = {.n = n, .k = k, .output = LinearOutput::kSiluUp}, .max_tokens = max_tokens});
+    }
+  }
+  return linear_->Plan(planned, CaptureSizesUpTo(p.max_rows));
 }
 
 absl::Status CudaBackend::Reserve(const ReserveParams& p) {
-  reserved_ = p;
-  std::vector<PlannedLinear> linears;
-  for (const auto& [shape, seen] : linears_) {
-    const bool head = shape.first == p.vocab_size;
-    linears.push_back({.shape = {.n = shape.first,
-                                 .k = shape.second,
-                                 .output = head ? LinearOutput::kFloat : LinearOutput::kBf16},
-                       .max_tokens = head ? p.max_logits : p.max_tokens});
-  }
-  RETURN_IF_ERROR(linear_->Plan(linears, kExactTokens));
+  PENSTOCK_CUDA(cudaStreamSynchronize(stream_));
+  uploader_ = nullptr;
+  max_rows_ = p.max_rows;
+  RETURN_IF_ERROR(PlanLinears(p));
   ASSIGN_OR_RETURN(attention_, Attention::Create({.num_heads = p.num_heads,
                                                   .num_kv_heads = p.num_kv_heads,
                                                   .head_size = p.head_size,
@@ -320,72 +220,83 @@ absl::Status CudaBackend::Reserve(const ReserveParams& p) {
                                                   .max_rows = p.max_rows,
                                                   .max_tokens = p.max_tokens}));
   ASSIGN_OR_RETURN(sampler_, PlanSampler(p.vocab_size));
-  const size_t num_pages = static_cast<size_t>(options_.num_slots) * options_.max_pages_per_slot;
-  known_pages_.assign(num_pages, 0);
-  ASSIGN_OR_RETURN(page_table_, MakeBuffer(num_pages * sizeof(int32_t)));
-  PENSTOCK_CUDA(cudaMemset(page_table_->data, 0, page_table_->bytes));
-  // Rows, tokens, new pages, and for each output an index, a sample row and its lists.
-  RETURN_IF_ERROR(staging_.Allocate((size_t{64} << 10) + num_pages * sizeof(PageEntry) +
-                                    p.max_tokens * (size_t{256} + sizeof(DeviceSampleRow)) +
-                                    (size_t{1} << 20)));
-  ASSIGN_OR_RETURN(sampler_workspace_, MakeBuffer(sampler_.workspace_bytes_per_row * p.max_logits));
-  ASSIGN_OR_RETURN(ids_, MakeBuffer(p.max_tokens * sizeof(int32_t)));
-  ASSIGN_OR_RETURN(host_ids_, MakeBuffer(p.max_tokens * sizeof(int32_t), true));
-  ASSIGN_OR_RETURN(logprobs_, MakeBuffer(p.max_tokens * sizeof(SampledLogprobs)));
-  ASSIGN_OR_RETURN(host_logprobs_, MakeBuffer(p.max_tokens * sizeof(SampledLogprobs), true));
+  ASSIGN_OR_RETURN(sampler_workspace_,
+                   AllocateDevice(sampler_.workspace_bytes_per_row * p.max_logits));
+  ASSIGN_OR_RETURN(staging_, StepStaging::Create({.num_slots = options_.num_slots,
+                                                  .max_pages_per_slot = options_.max_pages_per_slot,
+                                                  .page_size = p.page_size,
+                                                  .max_tokens = p.max_tokens,
+                                                  .max_rows = p.max_rows}));
   return absl::OkStatus();
 }
 
-// Lists the pages of the batch's slots that the device does not know yet.
-absl::Status CudaBackend::StagePages(const BatchRows& rows) {
-  const int64_t stride = rows.page_table_stride;
-  new_pages_.clear();
-  for (int32_t r = 0; r < rows.num_rows; ++r) {
-    const int32_t slot = rows.slot_of_token[rows.token_begin[r]];
-    const int32_t count = (rows.context_len[r] + reserved_.page_size - 1) / reserved_.page_size;
-    const int32_t* pages = rows.page_table + slot * stride;
-    int32_t* known = known_pages_.data() + slot * stride;
-    for (int32_t i = 0; i < count; ++i) {
-      if (known[i] == pages[i]) continue;
-      known[i] = pages[i];
-      new_pages_.push_back({.slot = slot, .index = i, .page = pages[i]});
-    }
+absl::StatusOr<Backend::BegunStep> CudaBackend::BeginStep(const StepInputs& inputs) {
+  const BatchRows& rows = inputs.rows;
+  // The smallest captured step that holds this one.
+  auto graph = graphs_.end();
+  if (rows.num_single == rows.num_rows) {
+    const auto outputs = static_cast<int32_t>(inputs.outputs.size());
+    graph = graphs_.lower_bound(std::max(rows.num_rows, outputs));
   }
-  return absl::OkStatus();
+  nvtxRangePushA(graph != graphs_.end() ? "decode step" : "eager step");
+  const int32_t padded_rows = graph != graphs_.end() ? graph->first : 0;
+  ASSIGN_OR_RETURN(staged_, staging_->Stage(inputs, padded_rows, stream_));
+  inputs_ = inputs;
+  if (graph != graphs_.end()) {
+    PENSTOCK_CUDA(cudaGraphLaunch(graph->second, stream_));
+    return BegunStep{.rows = staged_.rows, .replayed = true};
+  }
+  RETURN_IF_ERROR(attention_->Plan(staged_.rows, stream_));
+  return BegunStep{.rows = staged_.rows};
 }
 
-absl::StatusOr<BatchRows> CudaBackend::BeginStep(const BatchRows& rows) {
-  staging_.Clear();
-  pending_.clear();
-  num_sampled_ = 0;
-  RETURN_IF_ERROR(StagePages(rows));
-  auto stage = [&](const int32_t* from, int32_t count) {
-    const std::span<int32_t> host = staging_.Take<int32_t>(count);
-    std::copy_n(from, count, host.data());
-    return staging_.OnDevice(host);
-  };
-  BatchRows device = rows;
-  device.token_begin = stage(rows.token_begin, rows.num_rows + 1);
-  device.context_len = stage(rows.context_len, rows.num_rows);
-  device.slot_of_token = stage(rows.slot_of_token, rows.num_tokens);
-  device.position_of_token = stage(rows.position_of_token, rows.num_tokens);
-  device.page_table = page_table_->as<int32_t>();
-  const std::span<PageEntry> entries = staging_.Take<PageEntry>(new_pages_.size());
-  std::copy(new_pages_.begin(), new_pages_.end(), entries.begin());
-  RETURN_IF_ERROR(staging_.Send(stream_));
-  if (!entries.empty()) {
-    RETURN_IF_ERROR(ScatterPages(stream_, staging_.OnDevice(entries),
-                                 static_cast<int32_t>(entries.size()), page_table_->as<int32_t>(),
-                                 rows.page_table_stride));
-  }
-  RETURN_IF_ERROR(attention_->Plan(device, stream_));
-  return device;
+absl::Status CudaBackend::EndStep() {
+  nvtxRangePop();
+  return staging_->Finish(stream_);
+}
+
+absl::StatusOr<StepReport> CudaBackend::WaitStep() {
+  PENSTOCK_CUDA(cudaSetDevice(options_.device));  // of the waiting thread
+  return staging_->Wait();
+}
+
+std::vector<int32_t> CudaBackend::CaptureSizes() const {
+  return options_.enforce_eager ? std::vector<int32_t>() : CaptureSizesUpTo(max_rows_);
+}
+
+absl::StatusOr<StepInputs> CudaBackend::BeginCapture(int32_t num_rows) {
+  capturing_ = num_rows;
+  capture_output_token_.resize(num_rows);
+  capture_outputs_.resize(num_rows);
+  capture_ids_.resize(num_rows);
+  capture_logprobs_.resize(num_rows);
+  inputs_ = {.output_token = capture_output_token_,
+             .outputs = capture_outputs_,
+             .ids = {capture_ids_},
+             .logprobs = {capture_logprobs_}};
+  staged_ = staging_->LayOutPadded(num_rows);
+  inputs_.rows = staged_.rows;
+  PENSTOCK_CUDA(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal));
+  RETURN_IF_ERROR(attention_->Plan(staged_.rows, stream_));
+  return inputs_;
+}
+
+absl::Status CudaBackend::EndCapture() {
+  cudaGraph_t graph = nullptr;
+  PENSTOCK_CUDA(cudaStreamEndCapture(stream_, &graph));
+  cudaGraphExec_t executable = nullptr;
+  const cudaError_t error = cudaGraphInstantiate(&executable, graph, 0);
+  cudaGraphDestroy(graph);
+  RETURN_IF_ERROR(CudaStatus(error, "cudaGraphInstantiate"));
+  graphs_[capturing_] = executable;
+  return CudaStatus(cudaGraphUpload(executable, stream_), "cudaGraphUpload");
 }
 
 absl::Status CudaBackend::Multiply(const Weight& weight, const void* x, int64_t x_stride,
                                    const float* bias, void* out, int32_t num_tokens,
                                    LinearOutput output) {
   const CudaWeight& matrix = AsCuda(weight);
+  const int64_t width = output == LinearOutput::kSiluUp ? matrix.rows / 2 : matrix.rows;
   return linear_->Run({.shape = {.n = matrix.rows, .k = matrix.cols, .output = output},
                        .num_tokens = num_tokens,
                        .x = static_cast<const __nv_bfloat16*>(x),
@@ -393,70 +304,27 @@ absl::Status CudaBackend::Multiply(const Weight& weight, const void* x, int64_t 
                        .weight = matrix.data,
                        .bias = bias,
                        .out = out,
-                       .out_stride = matrix.rows},
+                       .out_stride = width},
                       stream_);
 }
 
 absl::Status CudaBackend::GatherRows(const GatherRowsParams& p) {
-  const std::span<int32_t> index = staging_.Take<int32_t>(p.count);
-  if (index.empty()) return Internal("no staging memory for {} rows", p.count);
-  std::copy_n(p.index, p.count, index.data());
-  RETURN_IF_ERROR(staging_.Send(stream_));
   GatherRowsParams device = p;
-  device.index = staging_.OnDevice(index);
+  device.index = staged_.output_token + (p.index - inputs_.output_token.data());
   return cuda::GatherRows(stream_, device);
 }
 
 absl::Status CudaBackend::Sample(const SampleParams& p) {
-  const std::span<DeviceSampleRow> rows = staging_.Take<DeviceSampleRow>(p.count);
-  size_t side_size = 0;
-  bool any_logprobs = false;
-  for (int32_t i = 0; i < p.count; ++i) {
-    const SamplingParams& params = *p.rows[i].params;
-    side_size += params.stop_ids.size() + 2 * params.logit_bias.size();
-    any_logprobs = any_logprobs || p.rows[i].num_top >= 0;
-  }
-  const std::span<int32_t> side = staging_.Take<int32_t>(side_size + 1);
-  if (rows.empty() || side.empty()) {
-    return ResourceExhausted("no staging memory for stop ids and logit biases of {} rows", p.count);
-  }
-  RETURN_IF_ERROR(PackSampleRows({p.rows, static_cast<size_t>(p.count)}, rows, side).status());
-  RETURN_IF_ERROR(staging_.Send(stream_));
-  RETURN_IF_ERROR(cuda::Sample(
-      stream_, sampler_,
-      {.logits = p.logits,
-       .count = p.count,
-       .rows = staging_.OnDevice(rows),
-       .side = staging_.OnDevice(side),
-       .tokens = p.tokens,
-       .ids_out = ids_->as<int32_t>() + num_sampled_,
-       .logprobs_out = any_logprobs ? logprobs_->as<SampledLogprobs>() + num_sampled_ : nullptr,
-       .workspace = sampler_workspace_->data}));
-  pending_.push_back({num_sampled_, p.count, p.ids_out, any_logprobs ? p.logprobs_out : nullptr});
-  num_sampled_ += p.count;
-  return absl::OkStatus();
-}
-
-absl::Status CudaBackend::Synchronize() {
-  for (const PendingSample& sample : pending_) {
-    PENSTOCK_CUDA(cudaMemcpyAsync(host_ids_->as<int32_t>() + sample.begin,
-                                  ids_->as<int32_t>() + sample.begin,
-                                  sample.count * sizeof(int32_t), cudaMemcpyDeviceToHost, stream_));
-    if (sample.logprobs == nullptr) continue;
-    PENSTOCK_CUDA(cudaMemcpyAsync(host_logprobs_->as<SampledLogprobs>() + sample.begin,
-                                  logprobs_->as<SampledLogprobs>() + sample.begin,
-                                  sample.count * sizeof(SampledLogprobs), cudaMemcpyDeviceToHost,
-                                  stream_));
-  }
-  PENSTOCK_CUDA(cudaStreamSynchronize(stream_));
-  for (const PendingSample& sample : pending_) {
-    std::copy_n(host_ids_->as<int32_t>() + sample.begin, sample.count, sample.ids);
-    if (sample.logprobs == nullptr) continue;
-    std::copy_n(host_logprobs_->as<SampledLogprobs>() + sample.begin, sample.count,
-                sample.logprobs);
-  }
-  pending_.clear();
-  return absl::OkStatus();
+  const auto first = p.rows - inputs_.outputs.data();
+  return cuda::Sample(stream_, sampler_,
+                      {.logits = p.logits,
+                       .count = p.count,
+                       .rows = staged_.outputs + first,
+                       .side = staged_.side,
+                       .tokens = p.tokens,
+                       .ids_out = staging_->ids() + first,
+                       .logprobs_out = staging_->logprobs() + first,
+                       .workspace = sampler_workspace_->data});
 }
 
 }  // namespace
@@ -465,12 +333,6 @@ absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(const CudaOptions& opti
   auto backend = std::make_unique<CudaBackend>(options);
   RETURN_IF_ERROR(backend->Init());
   return std::unique_ptr<Backend>(std::move(backend));
-}
-
-absl::StatusOr<int64_t> FreeDeviceMemory() {
-  size_t free = 0, total = 0;
-  PENSTOCK_CUDA(cudaMemGetInfo(&free, &total));
-  return static_cast<int64_t>(free);
 }
 
 }  // namespace penstock::kernels::cuda

@@ -1,7 +1,8 @@
 // The op set on one NVIDIA GPU: bf16 weights, activations and KV pages, float32 sums.
 //
-// All ops are queued on one stream; Synchronize waits for it. What describes a step goes to the
-// device in one copy from pinned memory (BeginStep).
+// All ops are queued on one stream and return at once; two steps may be under way
+// (step_staging.h), so the GPU goes from one to the next without the host. Steps of single-token
+// rows are replayed from CUDA graphs (CaptureSizes), padded to the next size captured.
 #pragma once
 
 #include <cstdint>
@@ -17,14 +18,12 @@ struct CudaOptions {
   int device = 0;  // ordinal, as CUDA_VISIBLE_DEVICES leaves them
   int num_slots = 256;
   int max_pages_per_slot = 0;   // page_table_stride of every batch
+  bool enforce_eager = false;   // capture nothing
   std::string cache_directory;  // of measured GEMM choices; empty: the user's cache
 };
 
-// UNAVAILABLE: no driver or no GPU. UNIMPLEMENTED: a GPU this build has no kernels for; both say
-// what to do.
+// INVALID_ARGUMENT: no driver or no such GPU. UNIMPLEMENTED: a GPU this build has no kernels for.
+// Both say what to do.
 absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(const CudaOptions& options);
-
-// Bytes of the device that are free now.
-absl::StatusOr<int64_t> FreeDeviceMemory();
 
 }  // namespace penstock::kernels::cuda

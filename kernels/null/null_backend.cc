@@ -3,6 +3,7 @@
 #include <time.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cstdlib>
 #include <utility>
@@ -80,14 +81,14 @@ class NullBackend : public Backend {
 
   absl::Status Upload(const Buffer&, const void*, size_t) override { return absl::OkStatus(); }
 
-  absl::Status Embed(const EmbedParams&) override { return Begin(); }
-  absl::Status AddRmsNorm(const AddRmsNormParams&) override { return Begin(); }
-  absl::Status Linear(const LinearParams&) override { return Begin(); }
-  absl::Status RopeKvWrite(const RopeKvWriteParams&) override { return Begin(); }
-  absl::Status Attention(const AttentionParams&) override { return Begin(); }
-  absl::Status GatedActivation(const GatedActivationParams&) override { return Begin(); }
-  absl::Status GatherRows(const GatherRowsParams&) override { return Begin(); }
-  absl::Status Logits(const LogitsParams&) override { return Begin(); }
+  absl::Status Embed(const EmbedParams&) override { return absl::OkStatus(); }
+  absl::Status AddRmsNorm(const AddRmsNormParams&) override { return absl::OkStatus(); }
+  absl::Status Linear(const LinearParams&) override { return absl::OkStatus(); }
+  absl::Status RopeKvWrite(const RopeKvWriteParams&) override { return absl::OkStatus(); }
+  absl::Status Attention(const AttentionParams&) override { return absl::OkStatus(); }
+  absl::Status GatedActivation(const GatedActivationParams&) override { return absl::OkStatus(); }
+  absl::Status GatherRows(const GatherRowsParams&) override { return absl::OkStatus(); }
+  absl::Status Logits(const LogitsParams&) override { return absl::OkStatus(); }
 
   absl::Status Sample(const SampleParams& p) override {
     for (int32_t i = 0; i < p.count; ++i) {
@@ -98,26 +99,38 @@ class NullBackend : public Backend {
       p.ids_out[i] = id;
       if (row.num_top >= 0) FillLogprobs(id, row.num_top, &p.logprobs_out[i]);
     }
-    return Begin();
+    return absl::OkStatus();
   }
 
-  absl::Status Synchronize() override {
-    if (deadline_ns_ == 0) return absl::OkStatus();
-    const timespec deadline = {.tv_sec = deadline_ns_ / kNanosPerSecond,
-                               .tv_nsec = deadline_ns_ % kNanosPerSecond};
-    while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &deadline, nullptr) == EINTR) {
-    }
-    deadline_ns_ = 0;
-    return absl::OkStatus();
+  int max_steps_in_flight() const override { return options_.step_us > 0 ? kMaxStepsInFlight : 1; }
+
+  absl::StatusOr<BegunStep> BeginStep(const StepInputs& inputs) override {
+    const int64_t now_ns = NowNanos();
+    Run& run = runs_[num_begun_++ % kMaxStepsInFlight];
+    run.idle_ns = last_end_ns_ == 0 ? 0 : std::max<int64_t>(0, now_ns - last_end_ns_);
+    run.end_ns = std::max(now_ns, last_end_ns_) + options_.step_us * 1000;
+    last_end_ns_ = run.end_ns;
+    return BegunStep{.rows = inputs.rows};
+  }
+
+  absl::StatusOr<StepReport> WaitStep() override {
+    const Run& run = runs_[num_waited_++ % kMaxStepsInFlight];
+    if (options_.step_us > 0) SleepUntil(run.end_ns);
+    return StepReport{.run_ns = options_.step_us * 1000, .idle_ns = run.idle_ns};
   }
 
  private:
-  // The first op of a step starts its clock.
-  absl::Status Begin() {
-    if (options_.step_us > 0 && deadline_ns_ == 0) {
-      deadline_ns_ = NowNanos() + options_.step_us * 1000;
+  static constexpr int kMaxStepsInFlight = 2;
+  struct Run {
+    int64_t end_ns = 0;
+    int64_t idle_ns = 0;
+  };
+
+  static void SleepUntil(int64_t end_ns) {
+    const timespec deadline = {.tv_sec = end_ns / kNanosPerSecond,
+                               .tv_nsec = end_ns % kNanosPerSecond};
+    while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &deadline, nullptr) == EINTR) {
     }
-    return absl::OkStatus();
   }
 
   static void FillLogprobs(int32_t id, int32_t num_top, SampledLogprobs* out) {
@@ -131,7 +144,9 @@ class NullBackend : public Backend {
   }
 
   const NullOptions options_;
-  int64_t deadline_ns_ = 0;  // 0: no op since the last Synchronize
+  std::array<Run, kMaxStepsInFlight> runs_;  // of step n at n % kMaxStepsInFlight
+  int64_t last_end_ns_ = 0;
+  uint64_t num_begun_ = 0, num_waited_ = 0;
 };
 
 }  // namespace

@@ -9,11 +9,12 @@
 namespace penstock::kernels::null {
 
 struct NullOptions {
-  int64_t step_us = 0;  // how long a step takes, from its first op; 0: no time
+  int64_t step_us = 0;  // how long a step takes; 0: no time
   int32_t vocab_size = 0;
 };
 
-// Every op returns at once; Synchronize waits for the end of the step's time. The id sampled
+// Every op returns at once; WaitStep waits for the end of the step's time, which begins when the
+// step before it has ended: like a GPU's, two steps may be under way. The id sampled
 // depends on (seed, position) alone, so that streams outlive deaths as on a real device; it is out
 // of [100, min(vocab_size, 1100)): ordinary text in most vocabularies. Every log-probability is 0.
 // Needs no weights: LoadWeight reads none.

@@ -22,13 +22,18 @@ constexpr Flag kFlags[] = {
     {"threads", "N", "", kWorker, "threads a rank [cores / ranks]"},
     {"max-model-len", "N", "", kWorker, "longest prompt + output [the model's context]"},
     {"max-num-seqs", "N", "256", kScheduler, "requests running at once"},
-    {"max-num-batched-tokens", "N", "512", kScheduler | kWorker, "tokens computed in a step"},
+    {"max-num-batched-tokens", "N", "", kScheduler | kWorker,
+     "tokens computed in a step [512; 8192 with cuda]"},
     {"max-queued-requests", "N", "", kScheduler,
      "requests waiting before new ones are turned away"},
     {"block-size", "N", "", kWorker, "tokens in a KV page [16]"},
-    {"kv-cache-memory-mb", "N", "", kWorker, "memory for KV pages [1024]"},
+    {"kv-cache-memory-mb", "N", "", kWorker,
+     "memory for KV pages [1024; with cuda what gpu-memory-utilization leaves]"},
+    {"gpu-memory-utilization", "SHARE", "", kWorker,
+     "share of a GPU's memory for weights, activations and KV pages [0.9]"},
     {"num-kv-pages", "N", "", kWorker, "KV pages, instead of by memory"},
     {"null-step-us", "N", "", kWorker, "how long the null device takes for a step [0]"},
+    {"enforce-eager", "", "", kWorker, "debugging: no CUDA graphs, every kernel by itself"},
     {"no-overlap", "", "", kScheduler,
      "debugging: plan a step only when the last one's results are known"},
     {"check-invariants", "", "", kScheduler,
@@ -50,7 +55,11 @@ absl::StatusOr<int> IntegerFlag(const CommandLine& line, std::string_view name, 
   return value;
 }
 
-absl::Status CheckEngineValues(const CommandLine& line) {
+absl::Status CompleteEngineFlags(CommandLine* completed) {
+  const CommandLine& line = *completed;
+  if (!line.Has("max-num-batched-tokens")) {
+    completed->values["max-num-batched-tokens"] = line.Get("device") == "cuda" ? "8192" : "512";
+  }
   RETURN_IF_ERROR(IntegerFlag(line, "tensor-parallel-size", 1, shm::kMaxRanks).status());
   RETURN_IF_ERROR(IntegerFlag(line, "max-num-seqs", 1, 65536).status());
   RETURN_IF_ERROR(IntegerFlag(line, "max-num-batched-tokens", 1, 1 << 20).status());

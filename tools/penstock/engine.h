@@ -20,8 +20,9 @@ std::span<const Flag> EngineFlags();
 // `text` as a whole number; INVALID_ARGUMENT names --name and the range.
 absl::StatusOr<int> IntegerFlag(const CommandLine& line, std::string_view name, int min, int max);
 
-// Checks the values of EngineFlags that can be checked without a model or a device.
-absl::Status CheckEngineValues(const CommandLine& line);
+// Checks the values of EngineFlags that can be checked without a model or a device, and fills in
+// those that depend on the device.
+absl::Status CompleteEngineFlags(CommandLine* line);
 
 // The absolute path of a model that can be read; NOT_FOUND, PERMISSION_DENIED.
 absl::StatusOr<std::string> CheckModel(const std::string& path);

@@ -48,11 +48,12 @@ one worker a rank, restarts what dies, and on Ctrl-C or SIGTERM lets running str
 
 )";
 
-absl::Status CheckValues(const CommandLine& line) {
+absl::Status CompleteFlags(CommandLine* completed) {
+  const CommandLine& line = *completed;
   RETURN_IF_ERROR(IntegerFlag(line, "port", 1, 65535).status());
   RETURN_IF_ERROR(IntegerFlag(line, "grpc-port", 0, 65535).status());
   RETURN_IF_ERROR(IntegerFlag(line, "metrics-port", 0, 65535).status());
-  return CheckEngineValues(line);
+  return CompleteEngineFlags(completed);
 }
 
 void PrintReady(const CommandLine& line, const std::string& model) {
@@ -74,12 +75,12 @@ void PrintReady(const CommandLine& line, const std::string& model) {
   std::fflush(stdout);
 }
 
-absl::StatusOr<int> Run(std::span<const Flag> flags, const CommandLine& line) {
+absl::StatusOr<int> Run(std::span<const Flag> flags, CommandLine line) {
   if (line.positional.size() != 1) {
     return InvalidArgument(
         "give one MODEL, a GGUF file or the folder of a checkpoint: penstock serve MODEL [flags]");
   }
-  RETURN_IF_ERROR(CheckValues(line));
+  RETURN_IF_ERROR(CompleteFlags(&line));
   ASSIGN_OR_RETURN(const int drain_timeout_s, IntegerFlag(line, "drain-timeout-s", 0, 86400));
   ASSIGN_OR_RETURN(const std::string model, CheckModel(line.positional[0]));
   if (line.Has("log-level")) setenv("PENSTOCK_LOG_LEVEL", line.Get("log-level").c_str(), 1);

@@ -22,10 +22,11 @@ absl::StatusOr<KvPoolPlan> PlanKvPool(const ModelSpec& spec, const KvPoolOptions
   if (num_pages < pages_a_request) {
     if (options.max_model_len_given || num_pages == 0) {
       return InvalidArgument(
-          "the KV cache has room for {} tokens, fewer than --max-model-len {}: raise "
-          "--kv-cache-memory-mb to at least {} (or --num-kv-pages to {}), or lower --max-model-len",
-          num_pages * page_size, options.max_model_len, ((pages_a_request * page_bytes) >> 20) + 1,
-          pages_a_request);
+          "the KV cache has room for {} tokens, fewer than --max-model-len {}: raise {} to at "
+          "least "
+          "{} (or --num-kv-pages to {}), or lower --max-model-len",
+          num_pages * page_size, options.max_model_len, options.memory_flag,
+          ((pages_a_request * page_bytes) >> 20) + 1, pages_a_request);
     }
     plan.max_model_len = static_cast<int>(num_pages * page_size);
   }
@@ -34,24 +35,20 @@ absl::StatusOr<KvPoolPlan> PlanKvPool(const ModelSpec& spec, const KvPoolOptions
   return plan;
 }
 
-absl::StatusOr<KvPool> KvPool::Create(kernels::Backend* backend, const ModelSpec& spec,
-                                      const KvPoolOptions& options, const KvPoolPlan& plan) {
-  KvPool pool;
-  for (int i = 0; i < spec.num_layers; ++i) {
-    kernels::KvLayer layer;
+absl::Status KvPool::Allocate(kernels::Backend* backend, const KvPoolOptions& options,
+                              const KvPoolPlan& plan) {
+  for (kernels::KvLayer& layer : layers_) {
     layer.dtype = options.dtype;
     layer.page_size = options.page_size;
-    if (backend->needs_weights()) {
-      for (void** data : {&layer.k, &layer.v}) {
-        ASSIGN_OR_RETURN(std::unique_ptr<kernels::Buffer> buffer,
-                         backend->Allocate(plan.layer_bytes));
-        *data = buffer->data;
-        pool.buffers_.push_back(std::move(buffer));
-      }
+    if (!backend->needs_weights()) continue;
+    for (void** data : {&layer.k, &layer.v}) {
+      ASSIGN_OR_RETURN(std::unique_ptr<kernels::Buffer> buffer,
+                       backend->Allocate(plan.layer_bytes));
+      *data = buffer->data;
+      buffers_.push_back(std::move(buffer));
     }
-    pool.layers_.push_back(layer);
   }
-  return pool;
+  return absl::OkStatus();
 }
 
 }  // namespace penstock::worker

@@ -21,6 +21,7 @@ struct KvPoolOptions {
   bool max_model_len_given = false;  // by the user: then it is not lowered to what fits
   int64_t memory_mb = 1024;          // of this rank, all layers
   int num_pages = 0;                 // > 0: overrides memory_mb
+  const char* memory_flag = "--kv-cache-memory-mb";  // named in errors
 };
 
 // Sizes of a pool. Pure.
@@ -37,9 +38,12 @@ absl::StatusOr<KvPoolPlan> PlanKvPool(const ModelSpec& spec, const KvPoolOptions
 
 class KvPool {
  public:
-  // With a backend that needs no weights no memory is taken. `backend` outlives the pool.
-  static absl::StatusOr<KvPool> Create(kernels::Backend* backend, const ModelSpec& spec,
-                                       const KvPoolOptions& options, const KvPoolPlan& plan);
+  explicit KvPool(int num_layers) : layers_(num_layers) {}
+  // Fills in the layers; once. With a backend that needs no weights no memory is taken. `backend`
+  // outlives the pool. RESOURCE_EXHAUSTED when it does not fit.
+  absl::Status Allocate(kernels::Backend* backend, const KvPoolOptions& options,
+                        const KvPoolPlan& plan);
+  // At one address from the beginning.
   std::span<const kernels::KvLayer> layers() const { return layers_; }
 
  private:

@@ -10,8 +10,8 @@ namespace {
 
 using kernels::Buffer;
 
-// Rows of logits made at once: enough for the head to run as one large product, few enough for
-// vocabularies of 128k not to take much memory.
+// Rows of logits made at once, at least: the head's weight is read once for so many. More where
+// the memory that the layers use by then has room for them.
 constexpr int kLogitsBlock = 64;
 
 const float* Floats(const std::unique_ptr<Buffer>& buffer) {
@@ -65,7 +65,6 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(kernels::Backend* backe
   decoder->num_kv_heads_ = spec.num_kv_heads / options.num_ranks;
   decoder->mlp_width_ = spec.mlp_width / options.num_ranks;
   if (options.rank_invariant) decoder->num_k_segments_ = SegmentsPerRank(spec, options.num_ranks);
-  decoder->max_logits_ = std::min(kLogitsBlock, options.max_tokens);
   RETURN_IF_ERROR(decoder->PlanArena(options));
   const int qkv_width = (decoder->num_heads_ + 2 * decoder->num_kv_heads_) * spec.head_size;
   kernels::ReserveParams reserve;
@@ -77,7 +76,8 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(kernels::Backend* backe
   reserve.num_heads = decoder->num_heads_;
   reserve.num_kv_heads = decoder->num_kv_heads_;
   reserve.head_size = spec.head_size;
-  reserve.page_size = kv.front().page_size;
+  reserve.page_size = options.page_size;
+  reserve.mlp_width = decoder->mlp_width_;
   RETURN_IF_ERROR(backend->Reserve(reserve));
   return decoder;
 }
@@ -98,7 +98,11 @@ absl::Status Decoder::PlanArena(const DecoderOptions& options) {
   const size_t activated = plan.Take(row * mlp_width_);
   plan.Rewind(shared);
   const size_t gathered = plan.Take(hidden);
-  const size_t logits = plan.Take(sizeof(float) * max_logits_ * spec_.vocab_size);
+  const size_t logits_row = sizeof(float) * spec_.vocab_size;
+  const size_t room = (plan.peak() - std::min(plan.peak(), plan.mark())) / logits_row;
+  max_logits_ = std::min(std::max(kLogitsBlock, std::min(static_cast<int>(room), options.max_rows)),
+                         options.max_tokens);
+  const size_t logits = plan.Take(logits_row * max_logits_);
   ASSIGN_OR_RETURN(arena_, backend_->Allocate(plan.peak()));
   auto* base = static_cast<std::byte*>(arena_->data);
   residual_ = base + residual;
@@ -113,8 +117,23 @@ absl::Status Decoder::PlanArena(const DecoderOptions& options) {
   return absl::OkStatus();
 }
 
-absl::Status Decoder::Forward(const kernels::BatchRows& rows, kernels::TokenTable tokens) {
-  ASSIGN_OR_RETURN(const kernels::BatchRows batch, backend_->BeginStep(rows));
+absl::Status Decoder::Step(const kernels::StepInputs& step, kernels::TokenTable tokens) {
+  ASSIGN_OR_RETURN(const kernels::Backend::BegunStep begun, backend_->BeginStep(step));
+  if (!begun.replayed) {
+    RETURN_IF_ERROR(Forward(begun.rows, tokens));
+    RETURN_IF_ERROR(Sample(step, tokens));
+  }
+  return backend_->EndStep();
+}
+
+absl::Status Decoder::Capture(int32_t num_rows, kernels::TokenTable tokens) {
+  ASSIGN_OR_RETURN(const kernels::StepInputs step, backend_->BeginCapture(num_rows));
+  RETURN_IF_ERROR(Forward(step.rows, tokens));
+  RETURN_IF_ERROR(Sample(step, tokens));
+  return backend_->EndCapture();
+}
+
+absl::Status Decoder::Forward(const kernels::BatchRows& batch, kernels::TokenTable tokens) {
   const int num_tokens = batch.num_tokens;
   RETURN_IF_ERROR(backend_->Embed({.table = weights_->embedding.get(),
                                    .tokens = tokens,
@@ -185,13 +204,12 @@ absl::Status Decoder::AttentionBlock(const LayerWeights& layer, const kernels::K
 }
 
 absl::Status Decoder::MlpBlock(const LayerWeights& layer, int num_tokens) {
-  RETURN_IF_ERROR(backend_->Linear({.x = normed_,
-                                    .x_stride = spec_.hidden,
-                                    .weight = layer.gate_up.get(),
-                                    .out = gate_up_,
-                                    .num_tokens = num_tokens}));
-  RETURN_IF_ERROR(backend_->GatedActivation(
-      {.x = gate_up_, .out = activated_, .num_tokens = num_tokens, .width = mlp_width_}));
+  RETURN_IF_ERROR(backend_->GatedLinear({.x = normed_,
+                                         .x_stride = spec_.hidden,
+                                         .weight = layer.gate_up.get(),
+                                         .product = gate_up_,
+                                         .out = activated_,
+                                         .num_tokens = num_tokens}));
   return backend_->Linear({.x = activated_,
                            .x_stride = mlp_width_,
                            .weight = layer.down.get(),
@@ -200,13 +218,12 @@ absl::Status Decoder::MlpBlock(const LayerWeights& layer, int num_tokens) {
                            .num_k_segments = num_k_segments_});
 }
 
-absl::Status Decoder::Sample(std::span<const int32_t> index,
-                             std::span<const kernels::SampleRow> rows, kernels::TokenTable tokens,
-                             std::span<int32_t> ids, std::span<kernels::SampledLogprobs> logprobs) {
-  for (size_t begin = 0; begin < index.size(); begin += max_logits_) {
-    const int count = static_cast<int>(std::min<size_t>(max_logits_, index.size() - begin));
+absl::Status Decoder::Sample(const kernels::StepInputs& step, kernels::TokenTable tokens) {
+  const size_t total = step.outputs.size();
+  for (size_t begin = 0; begin < total; begin += max_logits_) {
+    const int count = static_cast<int>(std::min<size_t>(max_logits_, total - begin));
     RETURN_IF_ERROR(backend_->GatherRows({.x = normed_,
-                                          .index = index.data() + begin,
+                                          .index = step.output_token.data() + begin,
                                           .out = gathered_,
                                           .count = count,
                                           .hidden = spec_.hidden}));
@@ -219,10 +236,10 @@ absl::Status Decoder::Sample(std::span<const int32_t> index,
     RETURN_IF_ERROR(backend_->Sample({.logits = logits_,
                                       .count = count,
                                       .vocab_size = spec_.vocab_size,
-                                      .rows = rows.data() + begin,
+                                      .rows = step.outputs.data() + begin,
                                       .tokens = tokens,
-                                      .ids_out = ids.data() + begin,
-                                      .logprobs_out = logprobs.data() + begin}));
+                                      .ids_out = step.ids.data() + begin,
+                                      .logprobs_out = step.logprobs.data() + begin}));
   }
   return absl::OkStatus();
 }

@@ -19,6 +19,7 @@ struct DecoderOptions {
   int num_ranks = 1;
   int max_tokens = 512;  // of a step
   int max_rows = 256;    // of a step
+  int page_size = 16;    // tokens
   // float32 mode: row-parallel products are cut by the whole model's KV heads, so that their parts
   // are summed in one order whatever the number of ranks (see kernels::Collective).
   bool rank_invariant = false;
@@ -26,9 +27,9 @@ struct DecoderOptions {
 
 class Decoder {
  public:
-  // backend, weights, kv (one entry a layer) and group (null: one rank) outlive the decoder.
-  // With a backend that needs no weights, `weights` is empty. RESOURCE_EXHAUSTED when the
-  // activations do not fit.
+  // backend, weights, kv (one entry a layer, filled before the first step) and group (null: one
+  // rank) outlive the decoder. With a backend that needs no weights, `weights` is empty.
+  // RESOURCE_EXHAUSTED when the activations do not fit.
   static absl::StatusOr<std::unique_ptr<Decoder>> Create(kernels::Backend* backend,
                                                          const ModelSpec& spec,
                                                          const ModelWeights* weights,
@@ -36,16 +37,12 @@ class Decoder {
                                                          kernels::Collective* group,
                                                          const DecoderOptions& options);
 
-  // Runs the layers over a step's tokens. `rows` and what it points to (host memory) live until the
-  // backend has synchronised.
-  absl::Status Forward(const kernels::BatchRows& rows, kernels::TokenTable tokens);
+  // Queues a step: the layers over its tokens, then its outputs. Returns before it has run, where
+  // the backend does; the backend's WaitStep says when.
+  absl::Status Step(const kernels::StepInputs& step, kernels::TokenTable tokens);
 
-  // Samples (or reports targets) after the step's tokens index[i], for rows[i]. All spans are of
-  // one length; ids and logprobs can be read once the backend has synchronised. The number of rows
-  // is not bounded: logits are made a block at a time.
-  absl::Status Sample(std::span<const int32_t> index, std::span<const kernels::SampleRow> rows,
-                      kernels::TokenTable tokens, std::span<int32_t> ids,
-                      std::span<kernels::SampledLogprobs> logprobs);
+  // Has the backend capture a step of num_rows rows of one token; see Backend::CaptureSizes.
+  absl::Status Capture(int32_t num_rows, kernels::TokenTable tokens);
 
   // Of which the row-parallel products are cut, per rank; 1 unless rank_invariant.
   int num_k_segments() const { return num_k_segments_; }
@@ -53,6 +50,8 @@ class Decoder {
  private:
   Decoder() = default;
   absl::Status PlanArena(const DecoderOptions& options);
+  absl::Status Forward(const kernels::BatchRows& batch, kernels::TokenTable tokens);
+  absl::Status Sample(const kernels::StepInputs& step, kernels::TokenTable tokens);
   absl::Status AttentionBlock(const LayerWeights& layer, const kernels::KvLayer& kv,
                               const kernels::BatchRows& batch);
   absl::Status MlpBlock(const LayerWeights& layer, int num_tokens);

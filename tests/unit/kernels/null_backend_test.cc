@@ -52,17 +52,33 @@ TEST(NullBackendTest, LogprobsAreZero) {
   EXPECT_EQ(logprobs.top_logprob[1], 0);
 }
 
-TEST(NullBackendTest, AStepTakesItsTimeFromItsFirstOp) {
-  const auto backend = MakeNullBackend({.step_us = 3000, .vocab_size = 1000});
-  for (int step = 0; step < 3; ++step) {
-    const auto begin = steady_clock::now();
+TEST(NullBackendTest, StepsRunOneAfterAnother) {
+  constexpr std::chrono::microseconds kStep(3000);
+  const auto backend = MakeNullBackend({.step_us = kStep.count(), .vocab_size = 1000});
+  ASSERT_EQ(backend->max_steps_in_flight(), 2);
+  const auto begin = steady_clock::now();
+  for (int step = 0; step < 2; ++step) {
+    ASSERT_TRUE(backend->BeginStep({}).ok());
     ASSERT_TRUE(backend->Embed({}).ok());
-    ASSERT_TRUE(backend->Linear({}).ok());
-    ASSERT_TRUE(backend->Synchronize().ok());
-    EXPECT_GE(steady_clock::now() - begin, std::chrono::microseconds(3000));
-    // Nothing is under way: at once. A second wait of a step's time would show in the next lines.
-    ASSERT_TRUE(backend->Synchronize().ok());
+    ASSERT_TRUE(backend->EndStep().ok());
   }
+  for (int step = 1; step <= 2; ++step) {
+    const StepReport report = backend->WaitStep().value();
+    EXPECT_GE(steady_clock::now() - begin, step * kStep);
+    EXPECT_EQ(report.run_ns, std::chrono::nanoseconds(kStep).count());
+    EXPECT_EQ(report.idle_ns, 0);
+  }
+}
+
+TEST(NullBackendTest, IdleTimeIsFromAStepsEndToTheNextsBegin) {
+  const auto backend = MakeNullBackend({.step_us = 1000, .vocab_size = 1000});
+  ASSERT_TRUE(backend->BeginStep({}).ok());
+  ASSERT_TRUE(backend->WaitStep().ok());
+  const auto ended = steady_clock::now();
+  while (steady_clock::now() - ended < std::chrono::milliseconds(2)) {
+  }
+  ASSERT_TRUE(backend->BeginStep({}).ok());
+  EXPECT_GE(backend->WaitStep().value().idle_ns, 2'000'000);
 }
 
 TEST(NullBackendTest, WeightsKeepTheirShape) {

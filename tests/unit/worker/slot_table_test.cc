@@ -63,7 +63,7 @@ TEST_F(SlotTableTest, BatchLaysRowsOut) {
   BindWithPages(2, {7, 3});
   BindWithPages(0, {1});
   ASSERT_TRUE(Build({{2, 1, 5, shm::kRowSample}, {0, 0, 3, 0}}).ok());
-  const kernels::BatchRows& rows = batch_.rows();
+  const kernels::BatchRows rows = batch_.inputs().rows;
   EXPECT_EQ(rows.num_rows, 2);
   EXPECT_EQ(rows.num_tokens, 8);
   EXPECT_THAT(Vector(rows.token_begin, 3), ElementsAre(0, 5, 8));
@@ -72,8 +72,8 @@ TEST_F(SlotTableTest, BatchLaysRowsOut) {
   EXPECT_EQ(rows.page_table[0], 1);
   EXPECT_THAT(Vector(rows.slot_of_token, 8), ElementsAre(2, 2, 2, 2, 2, 0, 0, 0));
   EXPECT_THAT(Vector(rows.position_of_token, 8), ElementsAre(1, 2, 3, 4, 5, 0, 1, 2));
-  ASSERT_EQ(batch_.num_outputs(), 1);
-  EXPECT_EQ(batch_.index()[0], 4);
+  ASSERT_EQ(batch_.outputs().size(), 1);
+  EXPECT_EQ(batch_.inputs().output_token[0], 4);
   EXPECT_EQ(batch_.sample_rows()[0].position, 6);
   EXPECT_EQ(batch_.sample_rows()[0].prompt_len, 5);
   EXPECT_EQ(batch_.sample_rows()[0].num_top, -1);
@@ -86,7 +86,7 @@ TEST_F(SlotTableTest, PromptLogprobsAskForTheNextIdsOfThePrompt) {
   const uint32_t flags = shm::kRowPromptLogprobs | shm::kRowSample;
   ASSERT_TRUE(Build({{0, 2, 4, flags}}).ok());
   // Tokens 2 and 3 are followed by the prompt's ids 3 and 4; 4 by an output; 5 is sampled after.
-  ASSERT_EQ(batch_.num_outputs(), 3);
+  ASSERT_EQ(batch_.outputs().size(), 3);
   EXPECT_EQ(batch_.sample_rows()[0].target_id, 8);
   EXPECT_EQ(batch_.sample_rows()[0].position, 3);
   EXPECT_EQ(batch_.sample_rows()[0].num_top, 3);

@@ -100,7 +100,6 @@ absl::Status CheckSource(const CommandLine& line) {
 absl::StatusOr<std::unique_ptr<EngineProcess>> StartEngine(const std::vector<Flag>& flags,
                                                            const CommandLine& line,
                                                            const SocketDirectory& sockets) {
-  RETURN_IF_ERROR(CheckEngineValues(line));
   std::string model;
   if (!line.positional.empty()) {
     ASSIGN_OR_RETURN(model, CheckModel(line.positional[0]));
@@ -131,8 +130,9 @@ absl::StatusOr<double> WaitUntilReady(EngineTransport& transport, EngineProcess*
   return seconds();
 }
 
-absl::Status Run(const std::vector<Flag>& flags, const CommandLine& line) {
+absl::Status Run(const std::vector<Flag>& flags, CommandLine line) {
   RETURN_IF_ERROR(CheckSource(line));
+  RETURN_IF_ERROR(CompleteEngineFlags(&line));
   ASSIGN_OR_RETURN(const EngineBenchOptions options, Options(line));
   ASSIGN_OR_RETURN(const int timeout_s, IntegerFlag(line, "start-timeout-s", 1, 86400));
   Json report = bench::ReportHead("engine");
