@@ -15,11 +15,10 @@
 namespace penstock::kernels::cuda {
 namespace {
 
-constexpr int kCacheRevision = 3;  // of the file's form and of the stream kernels behind the names
+constexpr int kCacheRevision = 5;  // of the file's form and of the stream kernels behind the names
 constexpr int kMaxLtCandidates = 8;
 constexpr int32_t kUnplannedStreamTokens =
     8;                                // up to here the stream kernels win on every shape seen
-constexpr int32_t kSmallest = 16;     // tokens: variants for fewer compete with these
 constexpr double kBalanceKept = 0.7;  // of the best: variants that idle more are not worth timing
 constexpr float kActivationUs =
     2;  // of a gated activation by itself, at sizes where both ways exist
@@ -50,16 +49,15 @@ class LinearImpl : public Linear {
     PENSTOCK_CUDA(cudaGetDeviceProperties(&properties, device));
     tuning_.num_multiprocessors = properties.multiProcessorCount;
     hopper_ = properties.major == 9;
-    if (hopper_) RETURN_IF_ERROR(InitStreamLinear(options_.wgmma));
+    if (hopper_) RETURN_IF_ERROR(InitStreamLinear());
     ASSIGN_OR_RETURN(lt_, Lt::Create(options.workspace_bytes));
     if (options_.use_cache && options_.measure) {
       const std::string folder =
           options.cache_directory.empty() ? DefaultCacheDirectory() : options.cache_directory;
       if (!folder.empty()) cache_path_ = fmt::format("{}/{}", folder, CacheName(properties));
-      cache_header_ =
-          fmt::format("penstock linear {} | {} | {} multiprocessors | cuBLASLt {} | {} | {}",
-                      kCacheRevision, properties.name, properties.multiProcessorCount,
-                      cublasLtGetVersion(), options.workspace_bytes, options.wgmma);
+      cache_header_ = fmt::format("penstock linear {} | {} | {} multiprocessors | cuBLASLt {} | {}",
+                                  kCacheRevision, properties.name, properties.multiProcessorCount,
+                                  cublasLtGetVersion(), options.workspace_bytes);
       if (!cache_path_.empty()) choices_ = LoadChoices(cache_path_, cache_header_);
       std::erase_if(choices_, [](const auto& item) {
         return !item.second.stream.empty() && FindVariant(item.second.stream) < 0;
@@ -185,7 +183,8 @@ class LinearImpl : public Linear {
     return -1;
   }
 
-  // Variants worth a try: as few unused token columns as there are, and even work.
+  // Variants worth a try: for the fewest tokens that will do or the next size (what one gains in
+  // columns, another may in rows), and even work.
   std::vector<int> Variants(const LinearShape& shape, int32_t num_tokens) const {
     std::vector<int> result;
     if (!hopper_ || shape.k % 8 != 0) return result;
@@ -193,7 +192,7 @@ class LinearImpl : public Linear {
     int32_t tokens = 0;
     double best = 0;
     const auto fits = [&](const StreamConfig& c) {
-      return c.max_tokens >= num_tokens && (options_.wgmma || !c.wgmma) &&
+      return c.max_tokens >= num_tokens &&
              (shape.output != LinearOutput::kSiluUp || c.fuses_silu_up);
     };
     for (const StreamConfig& c : configs) {
@@ -203,12 +202,11 @@ class LinearImpl : public Linear {
       return StreamBalance(c, shape.n, tuning_.num_multiprocessors);
     };
     for (const StreamConfig& c : configs) {
-      if (fits(c) && c.max_tokens <= std::max(tokens, kSmallest)) best = std::max(best, balance(c));
+      if (fits(c) && c.max_tokens <= 2 * tokens) best = std::max(best, balance(c));
     }
     for (size_t i = 0; i < configs.size(); ++i) {
       const StreamConfig& c = configs[i];
-      if (fits(c) && c.max_tokens <= std::max(tokens, kSmallest) &&
-          balance(c) >= kBalanceKept * best) {
+      if (fits(c) && c.max_tokens <= 2 * tokens && balance(c) >= kBalanceKept * best) {
         result.push_back(static_cast<int>(i));
       }
     }

@@ -61,9 +61,6 @@ struct LinearOptions {
                                 // /penstock/cublaslt
   bool use_cache = true;
   bool measure = true;  // false: the first heuristic of each
-  // Also try the kernels of linear_tile.cuh. Off until cuda_linear_test has passed with them on a
-  // GPU (written after the last GPU run of issue 4's first session).
-  bool wgmma = false;
   size_t workspace_bytes = size_t{32} << 20;
 };
 

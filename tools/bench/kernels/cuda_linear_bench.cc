@@ -1,11 +1,13 @@
 // Linear layers at Llama-3.1-8B's shapes, one JSON line a result: microseconds of every stream
 // variant and of the best cuBLASLt algorithm, then a whole step's linears (32 layers and the output
-// head) in one CUDA graph.
+// head) in one CUDA graph: with cuBLASLt alone, and with the best of both for each layer, where
+// cuBLASLt's gate_up is charged the activation that the variants have in them.
 //
-// Usage: cuda_linear_bench [--m=1,2,4,...] [--chain-only] [--shapes-only] [--no-wgmma]
-// [--layers=32] All in CUDA graphs whose launches are programmatically dependent, on as many
-// weights as a step has, so none is in L2. share = bytes of the weight / time / 4.72 TB/s, the read
-// bandwidth of an H200.
+// Usage: cuda_linear_bench [--m=1,2,4,...] [--chain-only] [--shapes-only] [--layers=32]
+//
+// All in CUDA graphs whose launches are programmatically dependent, on as many weights as a step
+// has, so none is in L2. share = bytes of the weight / time / 4.72 TB/s, the read bandwidth of an
+// H200.
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -45,7 +47,8 @@ const Layer kLayers[] = {
     {"down", {kHidden, kMlp, LinearOutput::kBf16}, size_t{kHidden} * (kQkv + kHidden + 2 * kMlp)},
     {"lm_head", {kVocab, kHidden, LinearOutput::kFloat}, 0},
 };
-constexpr int kNumLayers = 5, kHead = 4;
+constexpr int kNumLayers = 5, kGateUp = 2, kHead = 4;
+constexpr float kActivationUs = 2;
 
 // How a linear runs: a stream variant, or cuBLASLt.
 struct Way {
@@ -55,8 +58,8 @@ struct Way {
 };
 
 struct Options {
-  std::vector<int> tokens = {1, 4, 8, 16, 32, 48, 64, 128, 256};
-  bool shapes = true, chain = true, wgmma = true;
+  std::vector<int> tokens = {1, 4, 8, 16, 24, 32, 48, 64, 96, 128, 256};
+  bool shapes = true, chain = true;
   int layers = 32;
 };
 
@@ -69,7 +72,7 @@ class Bench {
     PENSTOCK_CUDA(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
     PENSTOCK_CUDA(cudaEventCreate(&begin_));
     PENSTOCK_CUDA(cudaEventCreate(&end_));
-    RETURN_IF_ERROR(InitStreamLinear(options.wgmma));
+    RETURN_IF_ERROR(InitStreamLinear());
     ASSIGN_OR_RETURN(lt_, Lt::Create(size_t{32} << 20));
     const size_t layers = static_cast<size_t>(std::max(options.layers, 4));
     weight_elements_ = kLayerElements * layers + size_t{kVocab} * kHidden;
@@ -88,9 +91,12 @@ class Bench {
       if (!options_.chain) continue;
       ASSIGN_OR_RETURN(const float lt_us, TimeChain(lt, m));
       std::printf("{\"chain\": \"cublaslt\", \"m\": %d, \"ms\": %.4f}\n", m, lt_us / 1000);
-      if (std::all_of(stream.begin(), stream.end(), [](const Way& w) { return w.variant >= 0; })) {
-        RETURN_IF_ERROR(TuneChain(stream, m));
+      std::vector<Way> best = lt;
+      for (int i = 0; i < kNumLayers; ++i) {
+        if (stream[i].us < lt[i].us + (i == kGateUp ? kActivationUs : 0)) best[i] = stream[i];
       }
+      const auto own = [](const Way& way) { return way.variant >= 0; };
+      if (std::any_of(best.begin(), best.end(), own)) RETURN_IF_ERROR(TuneChain(best, lt, m));
       std::fflush(stdout);
     }
     return absl::OkStatus();
@@ -182,6 +188,11 @@ class Bench {
     return us / static_cast<float>(launches);
   }
 
+  static std::string WayName(const Way& way) {
+    if (way.variant < 0) return "cublaslt";
+    return std::string(StreamConfigs()[static_cast<size_t>(way.variant)].name);
+  }
+
   absl::Status TimeLayer(int i, int m, Way& stream, Way& lt) {
     const LinearShape& s = kLayers[i].shape;
     const double floor_us = static_cast<double>(s.n * s.k * 2) / kBytesPerUs;
@@ -189,8 +200,7 @@ class Bench {
     for (const int variant : Variants(i, m)) {
       Way way = {.variant = variant};
       ASSIGN_OR_RETURN(way.us, TimeWay(i, m, way));
-      line += fmt::format("{}\"{}\": {:.2f}", line.empty() ? "" : ", ",
-                          std::string(StreamConfigs()[static_cast<size_t>(variant)].name), way.us);
+      line += fmt::format("{}\"{}\": {:.2f}", line.empty() ? "" : ", ", WayName(way), way.us);
       if (way.us < stream.us) stream = way;
     }
     const LinearShape plain = {s.n, s.k,
@@ -212,20 +222,18 @@ class Bench {
     return absl::OkStatus();
   }
 
-  // Those with the fewest token columns that do, and, for few tokens, not the ones that leave a
-  // third idle.
+  // Those for the fewest tokens that will do or twice as many, and not those that leave a third
+  // idle.
   std::vector<int> Variants(int i, int m) const {
     const LinearShape& s = kLayers[i].shape;
     std::vector<int> result;
     int32_t tokens = 0;
     for (const StreamConfig& c : StreamConfigs()) {
-      if (c.wgmma && !options_.wgmma) continue;
       if (c.max_tokens >= m && (tokens == 0 || c.max_tokens < tokens)) tokens = c.max_tokens;
     }
     for (size_t v = 0; v < StreamConfigs().size(); ++v) {
       const StreamConfig& c = StreamConfigs()[v];
-      if (c.wgmma && !options_.wgmma) continue;
-      if (c.max_tokens > std::max(tokens, 16) || c.max_tokens < m ||
+      if (c.max_tokens > 2 * tokens || c.max_tokens < m ||
           (s.output == LinearOutput::kSiluUp && !c.fuses_silu_up))
         continue;
       if (StreamBalance(c, s.n, tuning_.num_multiprocessors) < 0.67) continue;
@@ -235,8 +243,8 @@ class Bench {
   }
 
   absl::StatusOr<float> TimeChain(const std::vector<Way>& ways, int m) {
+    const bool fused = ways[kGateUp].variant >= 0;
     return TimeGraph([&]() -> absl::Status {
-      const bool fused = ways[2].variant >= 0;
       for (int layer = 0; layer < options_.layers; ++layer) {
         for (int i = 0; i < kHead; ++i) RETURN_IF_ERROR(Launch(ways[i], Call(i, layer, m, fused)));
       }
@@ -244,34 +252,42 @@ class Bench {
     });
   }
 
-  // From the layers' best variants, one layer at a time: what is best in the chain; then the L2
+  absl::StatusOr<float> ChainCost(const std::vector<Way>& ways, int m) {
+    ASSIGN_OR_RETURN(const float us, TimeChain(ways, m));
+    const bool fused = ways[kGateUp].variant >= 0;
+    return us + (fused ? 0 : kActivationUs * static_cast<float>(options_.layers));
+  }
+
+  // From the layers' best ways, one layer at a time: what is best in the chain; then the L2
   // prefetch.
-  absl::Status TuneChain(std::vector<Way> ways, int m) {
-    ASSIGN_OR_RETURN(float best, TimeChain(ways, m));
+  absl::Status TuneChain(std::vector<Way> ways, const std::vector<Way>& lt, int m) {
+    ASSIGN_OR_RETURN(float best, ChainCost(ways, m));
     const float first = best;
     for (int i = 0; i < kNumLayers; ++i) {
-      for (const int variant : Variants(i, m)) {
+      std::vector<Way> candidates = {lt[i]};
+      for (const int variant : Variants(i, m)) candidates.push_back({.variant = variant});
+      for (const Way& candidate : candidates) {
         std::vector<Way> other = ways;
-        other[i].variant = variant;
-        ASSIGN_OR_RETURN(const float us, TimeChain(other, m));
+        other[i] = candidate;
+        ASSIGN_OR_RETURN(const float us, ChainCost(other, m));
         if (us < best) best = us, ways = other;
       }
     }
     std::string names, prefetch;
     for (int i = 0; i < kNumLayers; ++i) {
-      names += fmt::format("{}\"{}\": \"{}\"", i == 0 ? "" : ", ", kLayers[i].name,
-                           std::string(StreamConfigs()[static_cast<size_t>(ways[i].variant)].name));
+      names +=
+          fmt::format("{}\"{}\": \"{}\"", i == 0 ? "" : ", ", kLayers[i].name, WayName(ways[i]));
     }
     for (const int32_t kib : {0, 16, 32, 64}) {
       tuning_.l2_prefetch_bytes = kib << 10;
-      ASSIGN_OR_RETURN(const float us, TimeChain(ways, m));
+      ASSIGN_OR_RETURN(const float us, ChainCost(ways, m));
       prefetch += fmt::format("{}\"{}\": {:.4f}", prefetch.empty() ? "" : ", ", kib, us / 1000);
     }
     tuning_.l2_prefetch_bytes = StreamTuning().l2_prefetch_bytes;
     const double bytes =
         2.0 * (static_cast<double>(options_.layers) * kLayerElements + double{kVocab} * kHidden);
     std::printf(
-        "{\"chain\": \"stream\", \"m\": %d, \"ms\": %.4f, \"untuned_ms\": %.4f, \"share\": %.3f, "
+        "{\"chain\": \"best\", \"m\": %d, \"ms\": %.4f, \"untuned_ms\": %.4f, \"share\": %.3f, "
         "\"ways\": {%s}, "
         "\"ms_by_prefetch_kib\": {%s}}\n",
         m, best / 1000, first / 1000, bytes / kBytesPerUs / best, names.c_str(), prefetch.c_str());
@@ -294,7 +310,6 @@ Options ParseOptions(int argc, char** argv) {
   for (int i = 1; i < argc; ++i) {
     const std::string arg = argv[i];
     if (arg == "--chain-only") options.shapes = false;
-    if (arg == "--no-wgmma") options.wgmma = false;
     if (arg == "--shapes-only") options.chain = false;
     if (arg.starts_with("--layers=")) options.layers = std::atoi(arg.c_str() + 9);
     if (arg.starts_with("--m=")) {
