@@ -60,7 +60,7 @@ absl::StatusOr<float> LinearMeasurer::Time(const LinearShape& shape, int32_t num
   const double many_us = 2.0 * num_tokens * static_cast<double>(shape.n * shape.k) / kFlopsPerUs;
   const int launches =
       num_tokens >= kManyTokens
-          ? std::max(2, static_cast<int>(kManyTokensUs / many_us))
+          ? static_cast<int>(std::clamp(kManyTokensUs / many_us, 2.0, 64.0))
           : static_cast<int>(std::clamp<size_t>(2 * kColdBytes / bytes, 3, 16));
   LinearCall call = {.shape = shape,
                      .num_tokens = num_tokens,
