@@ -79,7 +79,8 @@ absl::Status Sample(cudaStream_t stream, const SamplerPlan& plan, const SampleLa
   config.dynamicSmemBytes = plan.shared_bytes;
   config.stream = stream;
   config.attrs = attributes;
-  config.numAttrs = plan.blocks_per_row > 1 ? 2 : 1;
+  // Blocks share a row only where kernels launch dependently too.
+  config.numAttrs = plan.blocks_per_row > 1 ? 2 : LaunchesDependent() ? 1 : 0;
   return CudaStatus(cudaLaunchKernelEx(&config, KernelOf(plan), args), "sampler launch");
 }
 
