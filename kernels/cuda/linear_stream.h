@@ -1,14 +1,13 @@
 // Linear layers for few tokens: every weight is read once, near the memory's read bandwidth.
 //
-// A warp owns a tile of weight rows and a slice of K. It copies the weight through its own ring in
-// shared memory (cp.async) and multiplies with mma m16n8k16, weight rows as the 16, tokens as the
-// 8. Nothing is shared between warps until the partial products of a tile meet in shared memory, of
-// one block or, where a cluster of blocks splits K, of the block that owns the row; they are added
-// in a fixed order, so results are deterministic and a token's do not depend on the other tokens.
-// Since weights depend on no earlier kernel, a block fills its ring (and asks for more in L2)
-// before it waits for the kernel before it, so the stream from memory goes on across kernels
-// (programmatic dependent launch). linear_stream.cuh, up to 16 tokens, takes x through the ring
-// too; linear_wide.cuh, up to 64, says what changes with more.
+// A warp owns a tile of weight rows and a slice of K. It copies weight (and x) through its own ring
+// in shared memory (cp.async) and multiplies with mma m16n8k16, weight rows as the 16, tokens as
+// the 8. Nothing is shared between warps until the partial products of a tile meet in shared
+// memory, of one block or, where a cluster of blocks splits K, of the block that owns the row; they
+// are added in a fixed order, so results are deterministic and a token's do not depend on the other
+// tokens. Since weights depend on no earlier kernel, a block fills its ring (and asks for more in
+// L2) before it waits for the kernel before it, and two blocks of consecutive linears fit on a
+// multiprocessor: so the stream from memory goes on across kernels (programmatic dependent launch).
 #pragma once
 
 #include <cuda_runtime.h>
@@ -22,15 +21,14 @@
 
 namespace penstock::kernels::cuda {
 
-// One compiled variant of linear_stream.cuh or linear_wide.cuh.
+// One compiled variant of linear_stream.cuh.
 struct StreamConfig {
   std::string_view name;
   int32_t max_tokens = 0;
-  int32_t rows = 0;     // weight rows of a tile, or, with adapts_rows, the most of them
+  int32_t rows = 0;     // weight rows of a tile
   int32_t cluster = 1;  // blocks that share a tile, splitting K
   int32_t shared_bytes = 0;
   bool fuses_silu_up = false;
-  bool adapts_rows = false;  // linear_wide.cuh
 };
 std::span<const StreamConfig> StreamConfigs();
 
