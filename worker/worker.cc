@@ -156,6 +156,17 @@ absl::StatusOr<int64_t> FreeKvMemoryMb(const WorkerOptions& options,
       used >> 20, memory.total >> 20, (used - budget) >> 20, options.gpu_memory_utilization);
 }
 
+// Whether the device could hold the KV cache at all; whether it has the room now, allocating tells.
+absl::Status CheckKvFits(const ModelSpec& spec, const KvPoolPlan& plan,
+                         const kernels::DeviceMemory& memory) {
+  const int64_t bytes = 2 * plan.layer_bytes * spec.num_layers;
+  if (bytes <= memory.total) return absl::OkStatus();
+  return InvalidArgument(
+      "{} KV pages take {} MiB of memory, the GPU has {}: lower --num-kv-pages or "
+      "--kv-cache-memory-mb, or leave both out to take what --gpu-memory-utilization allows",
+      plan.num_pages, bytes >> 20, memory.total >> 20);
+}
+
 class Worker {
  public:
   Worker(const WorkerOptions& options, const std::atomic<bool>& stop)
@@ -249,6 +260,7 @@ absl::Status Worker::Load() {
       memory.has_value() && options_.kv_cache_memory_mb == 0 && kv.num_pages == 0;
   if (!take_what_is_free) {
     ASSIGN_OR_RETURN(model_.kv_plan, PlanKvPool(model_.spec, kv));
+    if (memory.has_value()) RETURN_IF_ERROR(CheckKvFits(model_.spec, model_.kv_plan, *memory));
   } else {
     model_.kv_plan.max_model_len = max_model_len;
   }

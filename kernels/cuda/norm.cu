@@ -1,6 +1,9 @@
 // residual += x; out = RMSNorm(residual). At batch 1 this is all latency (65 times a step), so: a
 // block a token, one 16-byte vector a thread where that fits, weights fetched before the wait for
-// the earlier kernel, one barrier.
+// the earlier kernel, one barrier. With many tokens a block takes several, and asks for the next
+// one's vectors before the barrier.
+#include <algorithm>
+
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/vector.cuh"
@@ -36,15 +39,24 @@ __device__ __forceinline__ float BlockSum(float value, float* partial) {
   return value;
 }
 
+// A vector of the residual and of x's first segment.
+struct Operands {
+  uint4 residual, x;
+};
+
+__device__ __forceinline__ Operands LoadOperands(const NormArgs& args, int64_t at) {
+  Operands operands;
+  operands.residual = LoadVector(args.residual + at);
+  if (args.x != nullptr) operands.x = LoadVector(args.x + at);
+  return operands;
+}
+
 // residual[at ..] + x's segments there, rounded to bf16 and stored if anything was added.
-__device__ __forceinline__ void AddAt(const NormArgs& args, int64_t at, float (&sum)[kVector]) {
-  const uint4 old = LoadVector(args.residual + at);
-  if (args.x == nullptr) {
-    Unpack(old, sum);
-    return;
-  }
-  uint4 next = LoadVector(args.x + at);
-  Unpack(old, sum);
+__device__ __forceinline__ void AddAt(const NormArgs& args, int64_t at, const Operands& operands,
+                                      float (&sum)[kVector]) {
+  Unpack(operands.residual, sum);
+  if (args.x == nullptr) return;
+  uint4 next = operands.x;
   for (int s = 0; s < args.num_segments; ++s) {
     float addend[kVector];
     Unpack(next, addend);
@@ -61,35 +73,47 @@ template <int kVectorsPerThread>
 __global__ void __launch_bounds__(kMaxThreads) AddRmsNormKernel(const NormArgs args) {
   __shared__ float partial[2][kWarp];
   LetNextStart();
+  int column[kVectorsPerThread];
   float weight[kVectorsPerThread][kVector];
 #pragma unroll
   for (int v = 0; v < kVectorsPerThread; ++v) {
-    const int column = (v * blockDim.x + threadIdx.x) * kVector;
-    if (column < args.hidden && args.out != nullptr) LoadFloats(args.weight + column, weight[v]);
+    column[v] = (v * blockDim.x + threadIdx.x) * kVector;
+    if (column[v] < args.hidden && args.out != nullptr) {
+      LoadFloats(args.weight + column[v], weight[v]);
+    }
   }
   WaitForEarlier();
+  Operands operands[kVectorsPerThread];
+  auto load = [&](int64_t token) {
+#pragma unroll
+    for (int v = 0; v < kVectorsPerThread; ++v) {
+      if (column[v] < args.hidden && token < args.num_tokens) {
+        operands[v] = LoadOperands(args, token * args.hidden + column[v]);
+      }
+    }
+  };
+  load(blockIdx.x);
   int parity = 0;
   for (int64_t t = blockIdx.x; t < args.num_tokens; t += gridDim.x, parity ^= 1) {
     float sum[kVectorsPerThread][kVector];
     float squares = 0;
 #pragma unroll
     for (int v = 0; v < kVectorsPerThread; ++v) {
-      const int column = (v * blockDim.x + threadIdx.x) * kVector;
-      if (column >= args.hidden) continue;
-      AddAt(args, t * args.hidden + column, sum[v]);
+      if (column[v] >= args.hidden) continue;
+      AddAt(args, t * args.hidden + column[v], operands[v], sum[v]);
 #pragma unroll
       for (int i = 0; i < kVector; ++i) squares += sum[v][i] * sum[v][i];
     }
+    load(t + gridDim.x);
     if (args.out == nullptr) continue;
     const float mean = BlockSum(squares, partial[parity]) / static_cast<float>(args.hidden);
     const float factor = rsqrtf(mean + args.epsilon);
 #pragma unroll
     for (int v = 0; v < kVectorsPerThread; ++v) {
-      const int column = (v * blockDim.x + threadIdx.x) * kVector;
-      if (column >= args.hidden) continue;
+      if (column[v] >= args.hidden) continue;
 #pragma unroll
       for (int i = 0; i < kVector; ++i) sum[v][i] *= factor * weight[v][i];
-      StoreVector(args.out + t * args.hidden + column, Pack(sum[v]));
+      StoreVector(args.out + t * args.hidden + column[v], Pack(sum[v]));
     }
   }
 }
@@ -108,8 +132,8 @@ absl::Status AddRmsNorm(cudaStream_t stream, const AddRmsNormParams& p) {
   if (p.num_tokens == 0) return absl::OkStatus();
   const int per_thread = vectors <= kMaxThreads ? 1 : vectors <= 2 * kMaxThreads ? 2 : 4;
   const int threads = ((vectors + per_thread - 1) / per_thread + kWarp - 1) / kWarp * kWarp;
-  // Past this many blocks a block takes several tokens and keeps its weights.
-  constexpr int kMaxBlocks = 132 * 8;
+  // Past what runs at a time on an H100's multiprocessors a block takes several tokens.
+  const int max_blocks = 132 * std::min(16, 2048 / threads);
   const NormArgs args = {static_cast<const __nv_bfloat16*>(p.x),
                          static_cast<__nv_bfloat16*>(p.residual),
                          p.weight,
@@ -119,8 +143,7 @@ absl::Status AddRmsNorm(cudaStream_t stream, const AddRmsNormParams& p) {
                          p.num_tokens,
                          p.hidden,
                          p.epsilon};
-  const LaunchShape shape = {dim3(p.num_tokens < kMaxBlocks ? p.num_tokens : kMaxBlocks),
-                             dim3(threads)};
+  const LaunchShape shape = {dim3(std::min(p.num_tokens, max_blocks)), dim3(threads)};
   auto* kernel = per_thread == 1   ? &AddRmsNormKernel<1>
                  : per_thread == 2 ? &AddRmsNormKernel<2>
                                    : &AddRmsNormKernel<4>;

@@ -63,8 +63,8 @@ std::vector<Bf16> Poison(size_t count) {
 
 TEST_F(GpuOpsTest, AddRmsNorm) {
   for (const int hidden : {64, 576, 2048, 4096, 8192, 8200, 16384, 20480}) {
-    for (const int tokens : {1, 3, 257}) {
-      for (const int segments : {0, 1, 3}) {  // 0: nothing is added
+    for (const int tokens : {1, 3, 257, hidden < 8192 ? 1100 : 300}) {  // the last: several a block
+      for (const int segments : {0, 1, 3}) {                            // 0: nothing is added
         const size_t size = static_cast<size_t>(tokens) * hidden;
         const auto residual = RandomBf16(size, 3);
         const auto x = RandomBf16(size * std::max(segments, 1));

@@ -23,7 +23,7 @@ constexpr Flag kFlags[] = {
     {"max-model-len", "N", "", kWorker, "longest prompt + output [the model's context]"},
     {"max-num-seqs", "N", "256", kScheduler, "requests running at once"},
     {"max-num-batched-tokens", "N", "", kScheduler | kWorker,
-     "tokens computed in a step [512; 8192 with cuda]"},
+     "tokens computed in a step [512; 2048 with cuda]"},
     {"max-queued-requests", "N", "", kScheduler,
      "requests waiting before new ones are turned away"},
     {"block-size", "N", "", kWorker, "tokens in a KV page [16]"},
@@ -58,7 +58,7 @@ absl::StatusOr<int> IntegerFlag(const CommandLine& line, std::string_view name, 
 absl::Status CompleteEngineFlags(CommandLine* completed) {
   const CommandLine& line = *completed;
   if (!line.Has("max-num-batched-tokens")) {
-    completed->values["max-num-batched-tokens"] = line.Get("device") == "cuda" ? "8192" : "512";
+    completed->values["max-num-batched-tokens"] = line.Get("device") == "cuda" ? "2048" : "512";
   }
   RETURN_IF_ERROR(IntegerFlag(line, "tensor-parallel-size", 1, shm::kMaxRanks).status());
   RETURN_IF_ERROR(IntegerFlag(line, "max-num-seqs", 1, 65536).status());
