@@ -19,9 +19,20 @@ void Batch::Reset(const ModelFacts& model, uint32_t max_num_batched_tokens) {
   model_ = model;
   pool_ = BlockPool(model.num_pages);
   budget_.max_tokens = max_num_batched_tokens;
-  // 1%, as vLLM: enough that an admission is not followed by a preemption at once.
-  budget_.watermark_pages = std::max(1u, model.num_pages / 100);
   completed_step_ = 0;
+}
+
+void Batch::UseAdmission(Admission admission, std::unique_ptr<LengthEstimate> lengths,
+                         double margin_share) {
+  CHECK(AllFree());
+  budget_.admission = admission;
+  lengths_ = std::move(lengths);
+  fixed_margin_share_ = margin_share;
+}
+
+void Batch::LearnLength(const Request& request) {
+  lengths_->Observe(request.num_outputs());
+  margin_.Ended();
 }
 
 void Batch::Enqueue(Request* request) {
@@ -71,6 +82,7 @@ void Batch::Preempt(uint32_t index) {
   ++num_holes_;
   ++num_preemptions_;
   ++request->num_preemptions;
+  margin_.Preempted();
   ReleaseHoldings(request);
   if (request->last_step > completed_step_) {
     // Ids of it are on their way: they are taken up before it waits again.
@@ -102,7 +114,9 @@ void Batch::CollectWaiting(uint32_t max_tokens) {
   uint64_t tokens = 0;
   for (const auto& [order, request] : waiting_) {
     if (waiting_views_.size() == free_slots_.size() || tokens >= max_tokens) return;
-    waiting_views_.push_back({static_cast<uint32_t>(request->ids.size())});
+    waiting_views_.push_back({static_cast<uint32_t>(request->ids.size()),
+                              LengthLimit(*request, model_), request->prompt_len,
+                              RankOf(request->order)});
     tokens += request->ids.size();
   }
 }
@@ -133,7 +147,10 @@ bool Batch::Admit(Request* request, PlanRecord* record) {
   record->binds.push_back({request->slot, slot.generation});
   slot_owner_[request->slot] = request;
   requests_.push_back(request);
-  views_.push_back({.length = slot.known_len, .limit = LengthLimit(*request, model_)});
+  views_.push_back({.length = slot.known_len,
+                    .limit = LengthLimit(*request, model_),
+                    .prompt_len = request->prompt_len,
+                    .rank = RankOf(request->order)});
   return true;
 }
 
@@ -161,13 +178,17 @@ bool Batch::Compose(uint64_t step, PlanRecord* record) {
   record->Clear();
   Compact();
   CollectWaiting(budget_.max_tokens);
+  budget_.watermark_pages = fixed_margin_share_ < 0
+                                ? margin_.Pages(model_.num_pages)
+                                : static_cast<uint32_t>(fixed_margin_share_ * model_.num_pages);
   PolicyState state{views_,
                     waiting_views_,
                     completed_step_,
                     model_.page_size,
                     pool_.num_free(),
                     num_held_pages_,
-                    static_cast<uint32_t>(free_slots_.size())};
+                    static_cast<uint32_t>(free_slots_.size()),
+                    lengths_.get()};
   Plan(state, budget_, &plan_);
   const size_t num_old = requests_.size();
   for (uint32_t index : plan_.preempted) Preempt(index);

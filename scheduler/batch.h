@@ -10,13 +10,16 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <memory>
 #include <span>
 #include <vector>
 
 #include "absl/container/btree_map.h"
 #include "common/shm/layout.h"
+#include "scheduler/admission_margin.h"
 #include "scheduler/arena.h"
 #include "scheduler/block_pool.h"
+#include "scheduler/length_estimate.h"
 #include "scheduler/plan_record.h"
 #include "scheduler/policy.h"
 #include "scheduler/request.h"
@@ -30,11 +33,17 @@ class Batch {
 
   // Everything is free and steps count from 1 again: the ranks have been reset. Nothing may run.
   void Reset(const ModelFacts& model, uint32_t max_num_batched_tokens);
+  // Instead of looking ahead with a WindowEstimate and an AdmissionMargin: another rule and
+  // estimate, and a margin that stays, in shares of all pages. For comparison. Nothing may run.
+  void UseAdmission(Admission admission, std::unique_ptr<LengthEstimate> lengths,
+                    double margin_share);
 
   // Puts a request into the waiting queue, behind all there are. The batch does not own it.
   void Enqueue(Request* request);
   // Takes a request out, whatever its state; results of it that are on their way are discarded.
   void Remove(Request* request);
+  // Call before Remove, if the request has come to its own end: how long outputs are is learnt.
+  void LearnLength(const Request& request);
 
   // Composes step `step` (the last one composed + 1). False: there is nothing to do; the number is
   // then not used up. May admit and preempt.
@@ -87,6 +96,9 @@ class Batch {
   std::span<std::byte> arena_memory_;
   ModelFacts model_;
   Budget budget_;
+  std::unique_ptr<LengthEstimate> lengths_ = std::make_unique<WindowEstimate>();
+  AdmissionMargin margin_;
+  double fixed_margin_share_ = -1;  // instead of margin_, if not negative
   BlockPool pool_{0};
   Arena arena_;
   uint64_t completed_step_ = 0;

@@ -140,6 +140,7 @@ void EngineLoop::Cancel(Request& request, const char* why) {
 }
 
 void EngineLoop::End(Request& request, wire::EndReason reason) {
+  batch_.LearnLength(request);
   batch_.Remove(&request);
   Forget(request, reason == wire::END_STOP ? "stop" : "length");
 }

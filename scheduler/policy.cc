@@ -49,6 +49,7 @@ class Planner {
     for (const WaitingView& view : state_.waiting) {
       if (tokens_ == 0 || plan_.num_admitted == state_.free_slots || !Fits(view)) return;
       free_pages_ -= PagesFor(view.length, state_.page_size);
+      NoteAdmitted(view);
       AddRow(state_.running.size() + plan_.num_admitted, 0, std::min(view.length, tokens_),
              view.length);
       ++plan_.num_admitted;
@@ -56,12 +57,54 @@ class Planner {
   }
 
  private:
-  // Whether a request may be admitted: pages for its ids and a watermark, which an empty engine can
-  // do without. (A look-ahead at the peak of future use belongs here.)
-  bool Fits(const WaitingView& view) const {
-    const bool alone = state_.running.empty() && plan_.num_admitted == 0;
-    const uint32_t watermark = alone ? 0 : budget_.watermark_pages;
-    return PagesFor(view.length, state_.page_size) + watermark <= free_pages_;
+  // Whether a request may be admitted. An empty engine takes whatever its pages can hold now.
+  bool Fits(const WaitingView& view) {
+    const uint32_t pages = PagesFor(view.length, state_.page_size);
+    if (pages > free_pages_) return false;
+    if (state_.running.empty() && plan_.num_admitted == 0) return true;
+    if (budget_.admission == Admission::kWatermark) {
+      return pages + budget_.watermark_pages <= free_pages_;
+    }
+    // The peak is never less than what is held now: most often that settles it.
+    if (pages + budget_.watermark_pages > free_pages_ + pending_pages_) return false;
+    if (!future_known_) ForeseeRunning();
+    if (budget_.admission == Admission::kReserve) {
+      return reserved_pages_ + PagesFor(view.limit, state_.page_size) <= all_pages_;
+    }
+    const uint64_t usable = all_pages_ - std::min<uint64_t>(all_pages_, budget_.watermark_pages);
+    return plan_.peak.PeakWith(Foresee(view)) <= usable * state_.page_size;
+  }
+
+  void NoteAdmitted(const WaitingView& view) {
+    if (!future_known_) {
+      if (budget_.admission == Admission::kWatermark) return;
+      ForeseeRunning();
+    }
+    reserved_pages_ += PagesFor(view.limit, state_.page_size);
+    if (budget_.admission == Admission::kLookAhead) plan_.peak.Insert(Foresee(view));
+  }
+
+  // Done once a plan, and only if somebody could come in.
+  void ForeseeRunning() {
+    future_known_ = true;
+    plan_.peak.Clear();
+    all_pages_ = uint64_t{state_.free_pages} + state_.quarantined_pages;
+    for (const RunningView& view : state_.running) {
+      all_pages_ += view.num_pages;
+      if (view.AtEnd()) continue;  // its pages are as good as free
+      reserved_pages_ += PagesFor(view.limit, state_.page_size);
+      if (budget_.admission == Admission::kLookAhead) plan_.peak.Add(Foresee(view));
+    }
+    plan_.peak.Sort();
+  }
+
+  // Pages are counted in tokens: on average the last one of a request is filled by half.
+  template <typename View>
+  PeakUse::Entry Foresee(const View& view) const {
+    const uint32_t max_tokens = view.limit > view.prompt_len ? view.limit - view.prompt_len : 0;
+    const uint32_t generated = view.length - view.prompt_len;
+    const uint32_t end = state_.lengths->Expect(generated, max_tokens, view.rank);
+    return {end > generated ? end - generated : 0, view.length + (state_.page_size - 1) / 2};
   }
 
   // A free page for running[i], by preempting from the young end if need be. False: it must sit
@@ -95,6 +138,10 @@ class Planner {
   uint32_t pending_pages_;    // will be free soon
   uint32_t num_stalled_ = 0;  // decodes that wait for a page
   size_t young_;              // running[young_ ..] are preempted, but for those at their end
+
+  bool future_known_ = false;    // of what runs: the two below and plan_.peak hold
+  uint64_t all_pages_ = 0;       // that there are
+  uint64_t reserved_pages_ = 0;  // up to everybody's limit
 };
 
 }  // namespace

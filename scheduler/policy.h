@@ -9,11 +9,19 @@
 // taken at its admission; from then on it takes one page at a time, for the id that is about to be
 // written. A decode that finds no page preempts the youngest. The oldest is never preempted and can
 // preempt all others, so something always moves.
+//
+// Admission looks ahead: a request comes in only if all that run, and it, are expected to grow to
+// their ends within the pages there are (peak_use.h, length_estimate.h). So nearly nobody is
+// preempted. Who was preempted waits at the head of the queue, and nobody passes him: those older
+// than he among the running can only become fewer, until he is the oldest himself.
 #pragma once
 
 #include <cstdint>
 #include <span>
 #include <vector>
+
+#include "scheduler/length_estimate.h"
+#include "scheduler/peak_use.h"
 
 namespace penstock::scheduler {
 
@@ -23,6 +31,8 @@ struct RunningView {
   uint32_t limit = 0;      // length at which it ends
   uint32_t num_pages = 0;  // held
   uint64_t last_step = 0;  // last plan with a row of it; 0: none yet
+  uint32_t prompt_len = 0;
+  uint32_t rank = 0;  // for LengthEstimate
 
   // Nothing more to plan: its last id is on its way.
   bool AtEnd() const { return length >= limit; }
@@ -30,6 +40,9 @@ struct RunningView {
 
 struct WaitingView {
   uint32_t length = 0;
+  uint32_t limit = 0;  // these as in RunningView
+  uint32_t prompt_len = 0;
+  uint32_t rank = 0;
 };
 
 struct PolicyState {
@@ -40,11 +53,21 @@ struct PolicyState {
   uint32_t free_pages = 0;
   uint32_t quarantined_pages = 0;  // will be free without any doing
   uint32_t free_slots = 0;
+  const LengthEstimate* lengths = nullptr;  // kLookAhead needs it
+};
+
+// When a waiting request may come in. The engine looks ahead; the others are what it is compared
+// with (tools/bench/simulate).
+enum class Admission : uint8_t {
+  kLookAhead,
+  kWatermark,  // as soon as its ids fit beside the watermark, as vLLM
+  kReserve,    // only if everybody's `limit` fits at once, as FasterTransformer
 };
 
 struct Budget {
   uint32_t max_tokens = 0;       // of a step
-  uint32_t watermark_pages = 0;  // kept free at admission for running requests to grow into
+  uint32_t watermark_pages = 0;  // admission leaves so many out of account
+  Admission admission = Admission::kLookAhead;
 };
 
 struct PlannedRow {
@@ -58,6 +81,7 @@ struct StepPlan {
   std::vector<PlannedRow> rows;     // those of admitted requests last, in order
   std::vector<uint32_t> preempted;  // indexes into running; no rows
   uint32_t num_admitted = 0;        // from the head of waiting; each has a row
+  PeakUse peak;                     // scratch, here so that its memory is reused
 };
 
 constexpr uint32_t PagesFor(uint32_t length, uint32_t page_size) {

@@ -103,6 +103,10 @@ class Simulation {
         arena_(arena_bytes),
         batch_(slots_, arena_),
         rank_(slots_, arena_, model.page_size) {
+    // Looking ahead, few are preempted: half of the traces must do without.
+    if (seed % 2 == 0) {
+      batch_.UseAdmission(Admission::kWatermark, std::make_unique<WindowEstimate>(), 0.01);
+    }
     Reset();
   }
 
@@ -201,6 +205,7 @@ class Simulation {
       request->ids.push_back(result.id);
       if (EndAfterLastId(*request, model_) == wire::END_NONE) continue;
       CHECK(request->ids.size() <= LengthLimit(*request, model_));
+      batch_.LearnLength(*request);
       batch_.Remove(request);
       live_.erase(request->id);
       ++num_finished;

@@ -3,6 +3,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <random>
+
 namespace penstock::scheduler {
 
 bool operator==(const PlannedRow& a, const PlannedRow& b) {
@@ -19,6 +22,15 @@ namespace {
 using ::testing::ElementsAre;
 using ::testing::IsEmpty;
 
+// Expects an output of `rank` ids: a test says what is expected of each request.
+class GivenLengths : public LengthEstimate {
+ public:
+  void Observe(uint32_t) override {}
+  uint32_t Expect(uint32_t generated, uint32_t max_tokens, uint32_t rank) const override {
+    return std::min(max_tokens, std::max(generated + 1, rank));
+  }
+};
+
 // A decode with its pages (of 4 tokens) full or not, as `computed` has it.
 RunningView Decode(uint32_t computed, uint64_t last_step = 1) {
   return {computed, computed + 1, 1000, PagesFor(computed, 4), last_step};
@@ -29,12 +41,15 @@ class PolicyTest : public ::testing::Test {
   const StepPlan& Make() {
     state.running = running;
     state.waiting = waiting;
-    state.page_size = 4;
+    state.page_size = page_size;
+    state.lengths = &lengths;
     Plan(state, budget, &plan);
     return plan;
   }
   std::vector<RunningView> running;
   std::vector<WaitingView> waiting;
+  uint32_t page_size = 4;
+  GivenLengths lengths;
   PolicyState state{.free_pages = 100, .free_slots = 10};
   Budget budget{.max_tokens = 20, .watermark_pages = 2};
   StepPlan plan;
@@ -66,6 +81,7 @@ TEST_F(PolicyTest, NothingIsPlannedPastTheEnd) {
 }
 
 TEST_F(PolicyTest, AdmissionKeepsAWatermarkUnlessTheEngineIsEmpty) {
+  budget.admission = Admission::kWatermark;
   state.free_pages = 3;
   waiting = {{12}, {1}};
   EXPECT_THAT(Make().rows, ElementsAre(PlannedRow{0, 0, 12, true}));
@@ -74,6 +90,109 @@ TEST_F(PolicyTest, AdmissionKeepsAWatermarkUnlessTheEngineIsEmpty) {
   EXPECT_EQ(Make().num_admitted, 0u);
   waiting = {{4}, {1}};
   EXPECT_EQ(Make().num_admitted, 1u);
+}
+
+class LookAheadTest : public PolicyTest {
+ protected:
+  LookAheadTest() {
+    page_size = 1;  // pages are tokens: figures as worked in peak_use_test
+    budget.watermark_pages = 0;
+    running = {Running(5, 4), Running(6, 2), Running(3, 1)};
+  }
+  // A decode that holds `held` ids, all of them prompt but one, and is expected to get so many
+  // more.
+  static RunningView Running(uint32_t held, uint32_t remaining, uint32_t limit = 1000) {
+    return {held - 1, held, limit, held, 1, held - 1, 1 + remaining};
+  }
+  static WaitingView Waiting(uint32_t length, uint32_t output) {
+    return {length, 1000, length, output};
+  }
+  // Plans with so many pages in all and tells how many came in.
+  uint32_t AdmittedOf(uint32_t num_pages) {
+    state.free_pages = num_pages;
+    for (const RunningView& view : running) state.free_pages -= view.num_pages;
+    return Make().num_admitted;
+  }
+};
+
+TEST_F(LookAheadTest, AdmitsIfThePeakFits) {
+  waiting = {Waiting(2, 3)};  // 20 at the end of the third that runs
+  EXPECT_EQ(AdmittedOf(19), 0u);
+  EXPECT_EQ(AdmittedOf(20), 1u);
+  budget.watermark_pages = 1;
+  EXPECT_EQ(AdmittedOf(20), 0u);
+  EXPECT_EQ(AdmittedOf(21), 1u);
+}
+
+TEST_F(LookAheadTest, TheFirstThatDoesNotFitIsNotOvertaken) {
+  waiting = {Waiting(2, 100), Waiting(2, 3)};
+  EXPECT_EQ(AdmittedOf(30), 0u);
+}
+
+TEST_F(LookAheadTest, EachAdmissionCountsForTheNext) {
+  waiting = {Waiting(2, 3), Waiting(2, 3)};
+  // With both, 5 + 2 + 2 + 6 + 3 + 5 * 1 = 23 at the end of the third that runs.
+  EXPECT_EQ(AdmittedOf(22), 1u);
+  EXPECT_EQ(AdmittedOf(23), 2u);
+}
+
+TEST_F(LookAheadTest, PagesOfThoseAtTheirEndAndInQuarantineWillBeFree) {
+  running.push_back(Running(40, 0, 40));
+  waiting = {Waiting(2, 3)};
+  EXPECT_EQ(AdmittedOf(16 + 40), 1u);
+  running.pop_back();
+  EXPECT_EQ(AdmittedOf(16), 0u);
+  state.quarantined_pages = 4;  // with them, 20
+  EXPECT_EQ(AdmittedOf(16), 1u);
+  state.quarantined_pages = 3;
+  EXPECT_EQ(AdmittedOf(16), 0u);
+}
+
+TEST_F(LookAheadTest, ItsIdsNeedPagesNow) {
+  running = {Running(5, 4)};
+  state.quarantined_pages = 100;
+  waiting = {Waiting(6, 1)};
+  EXPECT_EQ(AdmittedOf(5 + 5), 0u);
+  EXPECT_EQ(AdmittedOf(5 + 6), 1u);
+}
+
+TEST_F(LookAheadTest, AnEmptyEngineTakesWhatItCanHold) {
+  running = {};
+  waiting = {Waiting(10, 500), Waiting(1, 1)};
+  EXPECT_EQ(AdmittedOf(10), 1u);
+}
+
+TEST_F(LookAheadTest, FullReservationCountsLimits) {
+  budget.admission = Admission::kReserve;
+  running = {Running(5, 1, 30)};
+  waiting = {{4, 20, 4, 1}, {4, 20, 4, 1}};
+  EXPECT_EQ(AdmittedOf(49), 0u);
+  EXPECT_EQ(AdmittedOf(50), 1u);
+  EXPECT_EQ(AdmittedOf(70), 2u);
+}
+
+// More pages, a smaller watermark or shorter expectations never admit fewer.
+TEST_F(LookAheadTest, RandomisedMonotonic) {
+  const auto seed = std::random_device()();
+  std::printf("seed %u\n", seed);
+  std::mt19937 random(seed);
+  for (int round = 0; round < 3000; ++round) {
+    running.assign(1 + random() % 8, {});
+    for (RunningView& view : running) view = Running(2 + random() % 20, 1 + random() % 30);
+    waiting.assign(1 + random() % 6, {});
+    for (WaitingView& view : waiting) view = Waiting(1 + random() % 5, 1 + random() % 40);
+    budget.max_tokens = 1000;
+    budget.watermark_pages = random() % 5;
+    uint32_t pages = random() % 200;
+    for (const RunningView& view : running) pages += view.num_pages;
+    const uint32_t admitted = AdmittedOf(pages);
+    ASSERT_GE(AdmittedOf(pages + 1 + random() % 50), admitted);
+    ++budget.watermark_pages;
+    ASSERT_LE(AdmittedOf(pages), admitted);
+    --budget.watermark_pages;
+    waiting[random() % waiting.size()].rank += 1 + random() % 20;
+    ASSERT_LE(AdmittedOf(pages), admitted);
+  }
 }
 
 TEST_F(PolicyTest, AdmissionStopsAtSlots) {
