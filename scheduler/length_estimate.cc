@@ -25,11 +25,11 @@ uint32_t WindowEstimate::Expect(uint32_t generated, uint32_t max_tokens, uint32_
   const auto longer = std::upper_bound(sorted_.begin(), sorted_.end(), generated);
   const size_t num_longer = sorted_.end() - longer;
   const size_t num_unseen = (kWindow - sorted_.size()) / kPriorShare;
-  if (num_longer + num_unseen == 0) {
-    return static_cast<uint32_t>(std::min<uint64_t>(max_tokens, 2 * uint64_t{generated}));
-  }
   const size_t pick = (uint64_t{rank} * (num_longer + num_unseen)) >> 32;
-  return pick < num_longer ? std::min(max_tokens, longer[pick]) : max_tokens;
+  if (pick < num_longer) return std::min(max_tokens, longer[pick]);
+  const uint64_t unseen = num_unseen > 0 ? kUnseen : 0;
+  return static_cast<uint32_t>(
+      std::min<uint64_t>(max_tokens, std::max(unseen, 2 * uint64_t{generated})));
 }
 
 }  // namespace penstock::scheduler

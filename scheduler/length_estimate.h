@@ -30,15 +30,16 @@ constexpr uint32_t RankOf(uint64_t order) { return static_cast<uint32_t>(order *
 // `rank`-th quantile of what is longer than `generated` ("Past-Future Scheduler for LLM Serving
 // under SLA Guarantees", Gong et al., 2025, which draws at random instead).
 //
-// What it has not seen yet it assumes to be max_tokens: a window that lacks k lengths counts as
-// though it had k / kPriorShare of that, since the first to end are the short ones. A request that
-// outlives all of the window is expected to double.
+// What it has not seen yet it assumes to be long, kUnseen: a window that lacks k lengths counts as
+// though it had k / kPriorShare of that, since the first to end are the short ones. Of a request
+// that outlives that, or all of a full window, twice what it has is expected.
 //
 // Observe: O(kWindow) moves of 4 bytes; Expect: O(log kWindow).
 class WindowEstimate : public LengthEstimate {
  public:
   static constexpr size_t kWindow = 2048;
   static constexpr size_t kPriorShare = 8;
+  static constexpr uint32_t kUnseen = 4096;
 
   WindowEstimate();
   void Observe(uint32_t length) override;

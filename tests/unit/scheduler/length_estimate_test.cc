@@ -19,6 +19,8 @@ TEST(WindowEstimateTest, KnowsNothingAtFirst) {
   for (double share : {0.0, 0.5, 1.0}) EXPECT_EQ(estimate.Expect(0, 700, At(share)), 700u);
   EXPECT_EQ(estimate.Expect(699, 700, 0), 700u);
   EXPECT_EQ(estimate.Expect(700, 700, 0), 700u);
+  EXPECT_EQ(estimate.Expect(0, 100'000, 0), WindowEstimate::kUnseen);
+  EXPECT_EQ(estimate.Expect(3000, 100'000, 0), 6000u);
 }
 
 TEST(WindowEstimateTest, QuantilesOfWhatIsLongerThanGenerated) {
@@ -38,7 +40,7 @@ TEST(WindowEstimateTest, QuantilesOfWhatIsLongerThanGenerated) {
   EXPECT_EQ(estimate.Expect(40, 50, At(0)), 50u);
 }
 
-// The first to end are the short ones: a window that is hardly filled leans on max_tokens.
+// The first to end are the short ones: a window that is hardly filled leans on what it assumes.
 TEST(WindowEstimateTest, WhatIsNotSeenYetIsLong) {
   WindowEstimate estimate;
   for (size_t i = 0; i < kWindow / 16; ++i) estimate.Observe(10);  // 128 seen, 1920 / 8 = 240 not
@@ -75,10 +77,12 @@ TEST(WindowEstimateTest, RandomisedAgainstTheDefinition) {
     for (uint32_t seen : window) {
       if (seen > generated) longer.push_back(seen);
     }
-    longer.resize(longer.size() + (kWindow - window.size()) / WindowEstimate::kPriorShare,
-                  UINT32_MAX);
     std::sort(longer.begin(), longer.end());
-    const uint64_t want = longer.empty() ? 2 * generated : longer[(rank * longer.size()) >> 32];
+    const bool full = window.size() == kWindow;
+    const uint32_t unseen = std::max(full ? 0 : WindowEstimate::kUnseen, 2 * generated);
+    longer.resize(longer.size() + (kWindow - window.size()) / WindowEstimate::kPriorShare, unseen);
+    const size_t pick = (uint64_t{rank} * longer.size()) >> 32;
+    const uint64_t want = longer.empty() ? unseen : longer[pick];
     const uint32_t got = estimate.Expect(generated, max_tokens, rank);
     EXPECT_EQ(got, std::min<uint64_t>(want, max_tokens)) << generated << " " << max_tokens;
     EXPECT_GT(got, std::min(generated, max_tokens - 1));
