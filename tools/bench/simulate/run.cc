@@ -97,6 +97,7 @@ class Run {
   }
 
   void NoteDone(const SimRequest& request) {
+    ++figures_.num_ended;
     if (InWindow()) ++num_ended_;
     if (!measured_[request.id - 1]) return;
     const double ttft_s = request.first_s - request.arrived_s;

@@ -19,7 +19,7 @@ struct RunSpec {
 };
 
 // Over the requests that come between the first fifth (start, learning) and the last twentieth, and
-// over that time; but num_preemptions, num_steps and simulated_s are of all.
+// over that time; but the counts are of all.
 struct RunFigures {
   double requests_per_s = 0;  // that ended
   double goodput = 0;         // requests a second that came and met both objectives
@@ -28,7 +28,7 @@ struct RunFigures {
   double page_use = 0;      // mean over time
   double mean_running = 0;  // requests, over steps
   bench::Summary ttft_s, tpot_s;
-  uint64_t num_requests = 0, num_refused = 0;
+  uint64_t num_requests = 0, num_ended = 0, num_refused = 0;
   uint64_t num_preemptions = 0, num_steps = 0;
   double simulated_s = 0, wall_s = 0;
 };
