@@ -19,7 +19,7 @@ class Planner {
     plan_.preempted.clear();
     plan_.num_admitted = 0;
     for (const RunningView& view : state_.running) {
-      if (view.AtEnd()) pending_pages_ += view.num_pages;
+      if (view.AtEnd()) pending_pages_ += view.num_pages - view.num_shared;
     }
   }
 
@@ -48,18 +48,29 @@ class Planner {
     if (num_stalled_ > 0 || !plan_.preempted.empty()) return;
     for (const WaitingView& view : state_.waiting) {
       if (tokens_ == 0 || plan_.num_admitted == state_.free_slots || !Fits(view)) return;
-      free_pages_ -= PagesFor(view.length, state_.page_size);
+      free_pages_ -= PagesTaken(view);
       NoteAdmitted(view);
-      AddRow(state_.running.size() + plan_.num_admitted, 0, std::min(view.length, tokens_),
-             view.length);
+      AddRow(state_.running.size() + plan_.num_admitted, view.cached,
+             std::min(view.length - view.cached, tokens_), view.length);
       ++plan_.num_admitted;
     }
   }
 
  private:
+  // Pages that are free no more when it has been admitted.
+  uint32_t PagesTaken(const WaitingView& view) const {
+    return PagesFor(view.length, state_.page_size) - view.cached / state_.page_size +
+           view.cached_free;
+  }
+
+  // Pages of its own if it grew to its limit.
+  uint32_t PagesReserved(const WaitingView& view) const {
+    return PagesFor(view.limit, state_.page_size) - view.cached / state_.page_size;
+  }
+
   // Whether a request may be admitted. An empty engine takes whatever its pages can hold now.
   bool Fits(const WaitingView& view) {
-    const uint32_t pages = PagesFor(view.length, state_.page_size);
+    const uint32_t pages = PagesTaken(view);
     if (pages > free_pages_) return false;
     if (state_.running.empty() && plan_.num_admitted == 0) return true;
     if (budget_.admission == Admission::kWatermark) {
@@ -69,10 +80,11 @@ class Planner {
     if (pages + budget_.watermark_pages > free_pages_ + pending_pages_) return false;
     if (!future_known_) ForeseeRunning();
     if (budget_.admission == Admission::kReserve) {
-      return reserved_pages_ + PagesFor(view.limit, state_.page_size) <= all_pages_;
+      return reserved_pages_ + PagesReserved(view) + view.cached_free <= all_pages_;
     }
-    const uint64_t usable = all_pages_ - std::min<uint64_t>(all_pages_, budget_.watermark_pages);
-    return plan_.peak.PeakWith(Foresee(view)) <= usable * state_.page_size;
+    const uint64_t unusable = budget_.watermark_pages + view.cached_free;
+    const uint64_t usable = all_pages_ - std::min(all_pages_, unusable);
+    return plan_.peak.PeakWith(Foresee(view, view.cached)) <= usable * state_.page_size;
   }
 
   void NoteAdmitted(const WaitingView& view) {
@@ -80,31 +92,37 @@ class Planner {
       if (budget_.admission == Admission::kWatermark) return;
       ForeseeRunning();
     }
-    reserved_pages_ += PagesFor(view.limit, state_.page_size);
-    if (budget_.admission == Admission::kLookAhead) plan_.peak.Insert(Foresee(view));
+    reserved_pages_ += PagesReserved(view);
+    all_pages_ -= std::min<uint64_t>(all_pages_, view.cached_free);
+    if (budget_.admission == Admission::kLookAhead) plan_.peak.Insert(Foresee(view, view.cached));
   }
 
-  // Done once a plan, and only if somebody could come in.
+  // Done once a plan, and only if somebody could come in. Pages that a request found in the cache
+  // are left out on both sides: others may hold them when it ends.
   void ForeseeRunning() {
     future_known_ = true;
     plan_.peak.Clear();
     all_pages_ = uint64_t{state_.free_pages} + state_.quarantined_pages;
     for (const RunningView& view : state_.running) {
-      all_pages_ += view.num_pages;
+      all_pages_ += view.num_pages - view.num_cached;
       if (view.AtEnd()) continue;  // its pages are as good as free
-      reserved_pages_ += PagesFor(view.limit, state_.page_size);
-      if (budget_.admission == Admission::kLookAhead) plan_.peak.Add(Foresee(view));
+      reserved_pages_ += PagesFor(view.limit, state_.page_size) - view.num_cached;
+      if (budget_.admission == Admission::kLookAhead) {
+        plan_.peak.Add(Foresee(view, view.num_cached * state_.page_size));
+      }
     }
     plan_.peak.Sort();
   }
 
-  // Pages are counted in tokens: on average the last one of a request is filled by half.
+  // Pages are counted in tokens, `cached` of which are not its own; on average the last page of a
+  // request is filled by half.
   template <typename View>
-  PeakUse::Entry Foresee(const View& view) const {
+  PeakUse::Entry Foresee(const View& view, uint32_t cached) const {
     const uint32_t max_tokens = view.limit > view.prompt_len ? view.limit - view.prompt_len : 0;
     const uint32_t generated = view.length - view.prompt_len;
     const uint32_t end = state_.lengths->Expect(generated, max_tokens, view.rank);
-    return {end > generated ? end - generated : 0, view.length + (state_.page_size - 1) / 2};
+    const uint32_t held = view.length - cached + (state_.page_size - 1) / 2;
+    return {end > generated ? end - generated : 0, held};
   }
 
   // A free page for running[i], by preempting from the young end if need be. False: it must sit
@@ -117,7 +135,8 @@ class Planner {
       if (victim.AtEnd()) continue;
       plan_.preempted.push_back(static_cast<uint32_t>(young_));
       // Pages that a plan in flight names become free when it has run.
-      (victim.last_step > state_.completed_step ? pending_pages_ : free_pages_) += victim.num_pages;
+      (victim.last_step > state_.completed_step ? pending_pages_ : free_pages_) +=
+          victim.num_pages - victim.num_shared;
     }
     if (free_pages_ == 0) return false;
     --num_stalled_;

@@ -28,7 +28,8 @@ Engine::Engine(const DeviceModel& device, const EngineConfig& config, const SetU
       slots_(config.max_num_seqs),
       // Room for the ids of all that may run: never what admission waits for.
       arena_(uint64_t{config.max_num_seqs} * device.max_model_len() * 4 + (1 << 20)),
-      batch_(slots_, arena_) {
+      batch_(slots_, arena_,
+             config.share_prefixes ? std::optional(scheduler::KeySecret{1, 2}) : std::nullopt) {
   batch_.Reset(model_, config.max_num_batched_tokens);
   before_step_ = set_up(batch_);
 }

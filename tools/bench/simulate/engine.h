@@ -20,6 +20,7 @@ struct EngineConfig {
   uint32_t max_num_seqs = 1024;
   uint32_t max_num_batched_tokens = 2048;
   uint32_t max_queued_requests = 4096;
+  bool share_prefixes = true;
 };
 
 // Called once for each scheduler::Batch, to choose its admission. Returns what is called before
@@ -46,6 +47,7 @@ class Engine {
 
   size_t num_waiting() const { return batch_.num_waiting(); }
   size_t num_running() const { return batch_.num_running(); }
+  const scheduler::PrefixStats& prefix_stats() const { return batch_.prefix_stats(); }
   double page_use() const { return batch_.PageUsage(); }
   uint64_t num_preemptions() const { return batch_.num_preemptions(); }
   uint64_t num_steps() const { return num_steps_; }

@@ -20,6 +20,7 @@ ABSL_FLAG(uint32_t, num_kv_pages, 0, "KV pages; 0: as many as the device had");
 ABSL_FLAG(uint32_t, max_num_seqs, 1024, "requests that run at once");
 ABSL_FLAG(uint32_t, max_num_batched_tokens, 2048, "tokens of a step");
 ABSL_FLAG(uint32_t, max_queued_requests, 4096, "requests that may wait; more are refused");
+ABSL_FLAG(bool, enable_prefix_caching, true, "requests share the pages of equal beginnings");
 ABSL_FLAG(std::string, traces, "all", "names, with commas");
 ABSL_FLAG(std::string, policies, "all", "names, with commas");
 ABSL_FLAG(std::string, loads, "0.5,0.7,0.8,0.9,1,1.1",
@@ -91,6 +92,7 @@ Json ToJson(const RunSpec& spec, double load, const RunFigures& figures) {
           {"tpot_s", ToJson(figures.tpot_s)},
           {"kv_use", figures.page_use},
           {"running", figures.mean_running},
+          {"cached_share", figures.cached_share},
           {"preempted_share", figures.preempted_share},
           {"preemptions", figures.num_preemptions},
           {"refused", figures.num_refused},
@@ -100,10 +102,10 @@ Json ToJson(const RunSpec& spec, double load, const RunFigures& figures) {
 }
 
 void PrintHead(const TraceSpec& trace) {
-  std::printf("\n%s: %s\n%5s  %-10s %7s %7s %6s  %23s  %20s  %6s %5s %9s %8s %7s\n",
+  std::printf("\n%s: %s\n%5s  %-10s %7s %7s %6s  %23s  %20s  %6s %6s %5s %9s %8s %7s\n",
               trace.name.c_str(), trace.about.c_str(), "load", "policy", "req/s", "goodput", "good",
-              "TTFT P50/P95/P99 s", "TPOT P50/P95/P99 ms", "KV use", "runs", "preempted", "steps",
-              "wall s");
+              "TTFT P50/P95/P99 s", "TPOT P50/P95/P99 ms", "cached", "KV use", "runs", "preempted",
+              "steps", "wall s");
 }
 
 void Print(const RunSpec& spec, double load, const RunFigures& f) {
@@ -111,10 +113,12 @@ void Print(const RunSpec& spec, double load, const RunFigures& f) {
       fmt::format("{:.2f} / {:.2f} / {:.2f}", f.ttft_s.p50, f.ttft_s.p95, f.ttft_s.p99);
   const std::string tpot = fmt::format("{:.1f} / {:.1f} / {:.1f}", 1e3 * f.tpot_s.p50,
                                        1e3 * f.tpot_s.p95, 1e3 * f.tpot_s.p99);
-  std::printf("%5s  %-10s %7.2f %7.2f %5.1f%%  %23s  %20s  %5.1f%% %5.0f %8.2f%% %8lu %7.1f\n",
-              load == 0 ? "full" : fmt::format("{:g}", load).c_str(), spec.policy->name.c_str(),
-              f.requests_per_s, f.goodput, 100 * f.good_share, ttft.c_str(), tpot.c_str(),
-              100 * f.page_use, f.mean_running, 100 * f.preempted_share, f.num_steps, f.wall_s);
+  std::printf(
+      "%5s  %-10s %7.2f %7.2f %5.1f%%  %23s  %20s  %5.1f%% %5.1f%% %5.0f %8.2f%% %8lu %7.1f\n",
+      load == 0 ? "full" : fmt::format("{:g}", load).c_str(), spec.policy->name.c_str(),
+      f.requests_per_s, f.goodput, 100 * f.good_share, ttft.c_str(), tpot.c_str(),
+      100 * f.cached_share, 100 * f.page_use, f.mean_running, 100 * f.preempted_share, f.num_steps,
+      f.wall_s);
   std::fflush(stdout);
 }
 
@@ -163,6 +167,7 @@ absl::Status Main() {
   config.max_num_seqs = absl::GetFlag(FLAGS_max_num_seqs);
   config.max_num_batched_tokens = absl::GetFlag(FLAGS_max_num_batched_tokens);
   config.max_queued_requests = absl::GetFlag(FLAGS_max_queued_requests);
+  config.share_prefixes = absl::GetFlag(FLAGS_enable_prefix_caching);
   if (absl::GetFlag(FLAGS_num_requests) < 100 || config.max_num_seqs == 0 ||
       config.max_num_batched_tokens < config.max_num_seqs || config.max_queued_requests < 100) {
     return InvalidArgument(
@@ -182,6 +187,7 @@ absl::Status Main() {
                  {"max_num_seqs", config.max_num_seqs},
                  {"max_num_batched_tokens", config.max_num_batched_tokens},
                  {"max_queued_requests", config.max_queued_requests},
+                 {"enable_prefix_caching", config.share_prefixes},
                  {"kv_ns", device.kv_ns()},
                  {"num_requests", absl::GetFlag(FLAGS_num_requests)},
                  {"seed", absl::GetFlag(FLAGS_seed)},

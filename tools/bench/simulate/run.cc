@@ -32,6 +32,10 @@ class Run {
     figures_.preempted_share = num_preempted_ / num_came;
     figures_.page_use = use_ / window_s;
     figures_.mean_running = running_ / window_s;
+    const scheduler::PrefixStats& stats = engine_.prefix_stats();
+    if (stats.queries > 0) {
+      figures_.cached_share = static_cast<double>(stats.hits) / static_cast<double>(stats.queries);
+    }
     figures_.num_requests = spec_.num_requests;
     figures_.num_preemptions = engine_.num_preemptions();
     figures_.num_steps = engine_.num_steps();

@@ -25,6 +25,7 @@ struct RunFigures {
   double goodput = 0;         // requests a second that came and met both objectives
   double good_share = 0;      // of those that came
   double preempted_share = 0;
+  double cached_share = 0;  // of all prompts' ids, found in the prefix cache
   double page_use = 0;      // mean over time
   double mean_running = 0;  // requests, over steps
   bench::Summary ttft_s, tpot_s;
