@@ -162,6 +162,21 @@ TEST_F(LookAheadTest, AnEmptyEngineTakesWhatItCanHold) {
   EXPECT_EQ(AdmittedOf(10), 1u);
 }
 
+TEST_F(LookAheadTest, PagesFoundInTheCacheAreNotItsOwn) {
+  waiting = {Waiting(2 + 4, 3)};
+  waiting[0].cached = 4;
+  EXPECT_EQ(AdmittedOf(19), 0u);
+  EXPECT_EQ(AdmittedOf(20), 1u);
+  waiting[0].cached_free = 4;  // and nobody else holds them
+  EXPECT_EQ(AdmittedOf(23), 0u);
+  EXPECT_EQ(AdmittedOf(24), 1u);
+  waiting[0].cached_free = 0;
+  running[1] = Running(6 + 4, 2);
+  running[1].num_cached = 4;  // its end gives back 6 + 2
+  EXPECT_EQ(AdmittedOf(23), 0u);
+  EXPECT_EQ(AdmittedOf(24), 1u);
+}
+
 TEST_F(LookAheadTest, FullReservationCountsLimits) {
   budget.admission = Admission::kReserve;
   running = {Running(5, 1, 30)};
@@ -208,6 +223,7 @@ TEST_F(PolicyTest, AnAdmittedRequestComputesWhatItCannotShare) {
 }
 
 TEST_F(PolicyTest, SharedPagesAreTakenOnlyFromThoseThatCountAsFree) {
+  budget.admission = Admission::kWatermark;
   running = {Decode(1)};
   state.free_pages = 4;
   // Three of four pages are held by another: one is taken, and two are kept for growth.
