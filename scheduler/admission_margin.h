@@ -13,7 +13,7 @@ namespace penstock::scheduler {
 
 class AdmissionMargin {
  public:
-  static constexpr double kTarget = 0.006;  // preemptions a request
+  static constexpr double kTarget = 0.005;  // preemptions a request
   static constexpr double kGain = 0.03;     // a preemption widens it by so much of itself
   static constexpr double kFirst = 0.03, kLeast = 0.002, kMost = 0.5;  // shares of all pages
 
