@@ -101,7 +101,7 @@ void BM_Step(benchmark::State& state) {
   for (int i = 0; i < 2000; ++i) engine.Step();  // until what is cached fills the pages
   const uint64_t rows = engine.num_rows;
   const PrefixStats before = engine.batch().prefix_stats();
-  for (auto _ : state) engine.Step();
+  while (state.KeepRunning()) engine.Step();
   const PrefixStats& after = engine.batch().prefix_stats();
   state.counters["rows"] = benchmark::Counter(static_cast<double>(engine.num_rows - rows),
                                               benchmark::Counter::kAvgIterations);
@@ -120,7 +120,7 @@ BENCHMARK(BM_Step)
 void BM_NextKey(benchmark::State& state) {
   const std::array<int32_t, kPageSize> ids = {};
   PageKey key;
-  for (auto _ : state) benchmark::DoNotOptimize(key = NextKey({1, 2}, key, ids));
+  while (state.KeepRunning()) benchmark::DoNotOptimize(key = NextKey({1, 2}, key, ids));
 }
 BENCHMARK(BM_NextKey);
 
@@ -155,7 +155,7 @@ void BM_TreeChurn(benchmark::State& state) {
     tree.Release(pages, found, std::span(keys).subspan(found), &freed);
   };
   for (uint32_t i = 0; i < num_pages / 16; ++i) request();
-  for (auto _ : state) request();
+  while (state.KeepRunning()) request();
 }
 BENCHMARK(BM_TreeChurn)->Arg(1000)->Arg(10'000)->Arg(100'000)->Arg(1'000'000);
 

@@ -18,7 +18,7 @@ std::vector<PageKey> Keys(const std::string& letters) {
   std::vector<PageKey> keys;
   PageKey parent = RootKey({1, 2}, "");
   for (const char letter : letters) {
-    const int32_t id = letter;
+    const int32_t id = static_cast<unsigned char>(letter);
     parent = keys.emplace_back(NextKey({1, 2}, parent, {&id, 1}));
   }
   return keys;
