@@ -151,7 +151,7 @@ std::string DrawCharts(const std::string& title, const std::vector<std::string>&
                    "<rect x=\"{}\" y=\"35\" width=\"14\" height=\"4\" fill=\"{}\"/>"
                    "<text x=\"{}\" y=\"41\">{}</text>\n",
                    x, kColours[i % kColours.size()], x + 19, Escape(series[i]));
-    x += 40 + 7 * static_cast<double>(series[i].size());
+    x += 34 + 6 * static_cast<double>(series[i].size());
   }
   for (size_t row = 0; row < rows.size(); ++row) {
     for (size_t column = 0; column < rows[row].size(); ++column) {
