@@ -15,8 +15,8 @@
 namespace penstock::kernels::cuda {
 namespace {
 
-constexpr int kCacheRevision = 6;  // of the file's form and of the stream kernels behind the names
-constexpr int kMaxLtCandidates = 12;
+constexpr int kCacheRevision = 7;  // of the file's form and of the stream kernels behind the names
+constexpr int kMaxLtCandidates = 32;
 constexpr int32_t kUnplannedStreamTokens =
     8;                                // up to here the stream kernels win on every shape seen
 constexpr double kBalanceKept = 0.7;  // of the best: variants that idle more are not worth timing
