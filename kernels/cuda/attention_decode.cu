@@ -184,6 +184,8 @@ DecodeWorkspace LayOutDecodeWorkspace(const DecodeConfig& c, void* memory) {
   return w;
 }
 
+int32_t DecodeSharedBytes(const DecodeConfig& c) { return FindKernel(c).shared_bytes; }
+
 absl::Status PrepareDecode(const DecodeConfig& c) {
   const DecodeEntry entry = FindKernel(c);
   if (entry.function == nullptr) {
