@@ -364,7 +364,7 @@ class Backend {
   // In how many segments (LinearParams::num_k_segments) a product is best cut that AddRmsNorm takes
   // up: at most kMaxKSegments, and 1 for more than kMaxSegmentedTokens.
   static constexpr int32_t kMaxKSegments = 4;
-  static constexpr int32_t kMaxSegmentedTokens = 128;
+  static constexpr int32_t kMaxSegmentedTokens = 512;
   virtual int32_t KSegments(const Weight&, int32_t num_tokens) const {
     static_cast<void>(num_tokens);
     return 1;

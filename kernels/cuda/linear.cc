@@ -16,14 +16,16 @@
 namespace penstock::kernels::cuda {
 namespace {
 
-constexpr int kCacheRevision = 8;  // of the file's form and of the stream kernels behind the names
+constexpr int kCacheRevision = 9;  // of the file's form and of the stream kernels behind the names
 constexpr int kMaxLtCandidates = 32;
 constexpr int32_t kUnplannedStreamTokens =
     8;                                // up to here the stream kernels win on every shape seen
 constexpr double kBalanceKept = 0.7;  // of the best: variants that idle more are not worth timing
 constexpr float kActivationUs =
     2;  // of a gated activation by itself, at sizes where both ways exist
-constexpr float kSegmentUs = 0.3f;  // to read one more segment's product
+// To read one more segment's product: at least, and by its size.
+constexpr float kSegmentUs = 0.2f;
+constexpr float kSegmentBytesPerUs = 3e6f;
 constexpr int32_t kLadder[] = {1,   2,   4,   8,   16,   24,   32,   48,   64,   96,   128, 192,
                                256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192};
 
@@ -153,7 +155,9 @@ class LinearImpl : public Linear {
       cut.k_segments = segments;
       const LinearChoice* const choice = Choice(cut, num_tokens);
       if (choice == nullptr) continue;
-      const float us = choice->us + kSegmentUs * static_cast<float>(segments - 1);
+      const auto bytes = static_cast<float>(num_tokens * OutFeatures(cut) * OutSize(cut));
+      const float us =
+          choice->us + static_cast<float>(segments - 1) * (kSegmentUs + bytes / kSegmentBytesPerUs);
       if (us >= best_us) continue;
       best = segments;
       best_us = us;
