@@ -373,11 +373,11 @@ class Backend {
   virtual absl::Status Attention(const AttentionParams& p) = 0;
   virtual absl::Status GatedActivation(const GatedActivationParams& p) = 0;
   virtual absl::Status GatedLinear(const GatedLinearParams& p) {
-    const absl::Status multiplied = Linear({.x = p.x,
-                                            .x_stride = p.x_stride,
-                                            .weight = p.weight,
-                                            .out = p.product,
-                                            .num_tokens = p.num_tokens});
+    absl::Status multiplied = Linear({.x = p.x,
+                                      .x_stride = p.x_stride,
+                                      .weight = p.weight,
+                                      .out = p.product,
+                                      .num_tokens = p.num_tokens});
     if (!multiplied.ok()) return multiplied;
     return GatedActivation({.x = p.product,
                             .out = p.out,

@@ -13,8 +13,8 @@
 namespace penstock::worker {
 namespace {
 
-// How long a step of the device takes, in microseconds: 0, it is over when its ops have been called,
-// by one thread; else it runs on its own and a second thread finishes steps.
+// How long a step of the device takes, in microseconds. 0: it is over when its ops have been
+// called, by one thread; else it runs on its own and a second thread finishes steps.
 class WorkerThreadsTest : public testing::TestWithParam<int> {};
 
 TEST_P(WorkerThreadsTest, PlansInFlightOverManyRounds) {
