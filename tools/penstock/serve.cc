@@ -24,6 +24,8 @@ constexpr Flag kOwnFlags[] = {
     {"metrics-port", "N", "0", kScheduler,
      "the scheduler's own metrics; 0: only in the router's /metrics"},
     {"served-model-name", "A,B", "", kRouter, "names clients may ask for [the file's name]"},
+    {"generation-config", "auto|none", "auto", kRouter,
+     "auto: requests default to what the checkpoint's generation_config.json says of sampling"},
     {"api-key", "KEY", "", kRouter, "clients must send it as a bearer token"},
     {"grpc-message-per-token", "", "", kRouter, "never put two tokens into one gRPC message"},
     {"engine-timeout-s", "N", "", kRouter,
@@ -53,6 +55,10 @@ absl::Status CompleteFlags(CommandLine* completed) {
   RETURN_IF_ERROR(IntegerFlag(line, "port", 1, 65535).status());
   RETURN_IF_ERROR(IntegerFlag(line, "grpc-port", 0, 65535).status());
   RETURN_IF_ERROR(IntegerFlag(line, "metrics-port", 0, 65535).status());
+  const std::string generation_config = line.Get("generation-config");
+  if (generation_config != "auto" && generation_config != "none") {
+    return InvalidArgument("--generation-config {} must be auto or none", generation_config);
+  }
   return CompleteEngineFlags(completed);
 }
 
