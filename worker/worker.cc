@@ -91,7 +91,8 @@ absl::Status CheckOptions(const WorkerOptions& options) {
 // max_model_len and num_slots bound the page tables.
 absl::StatusOr<std::unique_ptr<kernels::Backend>> MakeBackend(const WorkerOptions& options,
                                                               const ModelSpec& spec, int num_ranks,
-                                                              int max_model_len, int num_slots) {
+                                                              [[maybe_unused]] int max_model_len,
+                                                              [[maybe_unused]] int num_slots) {
   if (options.device == "cuda") {
 #ifdef PENSTOCK_CUDA
     return kernels::cuda::MakeCudaBackend(
@@ -100,10 +101,8 @@ absl::StatusOr<std::unique_ptr<kernels::Backend>> MakeBackend(const WorkerOption
          .enforce_eager = options.enforce_eager});
 #else
     return Unimplemented(
-        "--device cuda: this build has no CUDA engine; build where nvcc is installed "
-        "(max_model_len "
-        "{}, {} slots)",
-        max_model_len, num_slots);
+        "--device cuda: this build has no CUDA engine: build where nvcc 13 is installed "
+        "(kernels/cuda/README.md), or give --device cpu");
 #endif
   }
   if (options.device == "null") {
