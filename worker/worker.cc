@@ -309,7 +309,9 @@ absl::Status Worker::ReportProgress(float progress, int64_t begin_ns) {
   if (stop_.load(std::memory_order_acquire)) return Cancelled("told to stop while loading");
   area().load_progress.store(progress, std::memory_order_release);
   area().heartbeat_ns.store(static_cast<uint64_t>(shm::MonotonicNs()));
-  if (progress < 1.0f && progress < logged_progress_ + 0.25f) return absl::OkStatus();
+  // On a terminal the launcher draws it.
+  const float log_at = isatty(STDERR_FILENO) != 0 ? 1.0f : std::min(1.0f, logged_progress_ + 0.25f);
+  if (progress < log_at) return absl::OkStatus();
   logged_progress_ = progress;
   spdlog::info("msg=\"weights loaded\" percent={:.0f} seconds={:.2f}", progress * 100,
                static_cast<double>(shm::MonotonicNs() - begin_ns) * 1e-9);

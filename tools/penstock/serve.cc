@@ -12,6 +12,7 @@
 #include "tools/penstock/commands.h"
 #include "tools/penstock/engine.h"
 #include "tools/penstock/flags.h"
+#include "tools/penstock/progress.h"
 #include "tools/penstock/supervisor.h"
 
 namespace penstock::launcher {
@@ -104,9 +105,23 @@ absl::StatusOr<int> Run(std::span<const Flag> flags, CommandLine line) {
                                  {MakeProcess("router", "penstock-router", kRouter, flags, line,
                                               {"--engine=" + address, "--model=" + model})}});
 
-  bool ready = false;
+  TerminalLine progress;
+  bool starting = true, ready = false;
   Supervisor supervisor(std::move(groups), drain_timeout_s, [&](std::string_view state) {
+    if (state == "READY=1" || state == "STOPPING=1") {
+      starting = false;
+      progress.Clear();
+    }
     if (state == "READY=1" && !std::exchange(ready, true)) PrintReady(line, model);
+    constexpr std::string_view kStatus = "STATUS=";
+    if (starting && state.starts_with(kStatus)) {
+      const std::string text = ReadinessText(state.substr(kStatus.size()));
+      if (text.empty()) {
+        progress.Clear();
+      } else {
+        progress.Show(text);
+      }
+    }
   });
   absl::StatusOr<int> code = supervisor.Run();
   // The scheduler removes its segment itself; this is for one that was killed.
