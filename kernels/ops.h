@@ -372,6 +372,7 @@ class Backend {
   virtual absl::Status RopeKvWrite(const RopeKvWriteParams& p) = 0;
   virtual absl::Status Attention(const AttentionParams& p) = 0;
   virtual absl::Status GatedActivation(const GatedActivationParams& p) = 0;
+  // Backends without weights (`weight` null) override it.
   virtual absl::Status GatedLinear(const GatedLinearParams& p) {
     absl::Status multiplied = Linear({.x = p.x,
                                       .x_stride = p.x_stride,
