@@ -239,6 +239,10 @@ absl::Status Worker::Attach() {
 }
 
 absl::Status Worker::Load() {
+  if (options_.device == "cuda" && num_ranks() > 1) {
+    return Unimplemented("--tensor-parallel-size {} with --device cuda is not built yet: give 1",
+                         num_ranks());
+  }
   Checkpoint checkpoint;
   if (options_.model.empty()) {
     checkpoint.spec = NullModelSpec();
