@@ -7,8 +7,13 @@
 
 namespace penstock::scheduler {
 
-Batch::Batch(std::span<shm::RequestSlot> slots, std::span<std::byte> arena)
-    : slots_(slots), arena_memory_(arena), arena_(arena.size()), slot_owner_(slots.size()) {
+Batch::Batch(std::span<shm::RequestSlot> slots, std::span<std::byte> arena,
+             std::optional<KeySecret> prefix_secret)
+    : slots_(slots),
+      arena_memory_(arena),
+      prefix_secret_(prefix_secret),
+      arena_(arena.size()),
+      slot_owner_(slots.size()) {
   for (uint32_t slot = static_cast<uint32_t>(slots.size()); slot > 0; --slot) {
     free_slots_.push_back(slot - 1);
   }
@@ -18,6 +23,8 @@ void Batch::Reset(const ModelFacts& model, uint32_t max_num_batched_tokens) {
   CHECK(AllFree());
   model_ = model;
   pool_ = BlockPool(model.num_pages);
+  tree_ = PrefixTree(prefix_secret_ ? model.num_pages : 0);
+  for (const auto& [order, request] : waiting_) request->page_keys.clear();  // of another page size
   budget_.max_tokens = max_num_batched_tokens;
   // 1%, as vLLM: enough that an admission is not followed by a preemption at once.
   budget_.watermark_pages = std::max(1u, model.num_pages / 100);
@@ -34,16 +41,80 @@ void Batch::Requeue(Request* request) {
   waiting_.emplace(request->order, request);
 }
 
-void Batch::ReleaseHoldings(Request* request) {
+uint32_t Batch::TakePage() {
+  if (pool_.num_free() == 0) {
+    const uint32_t evicted = tree_.Evict();
+    pool_.Free({&evicted, 1});
+  }
+  return pool_.Allocate();
+}
+
+// Makes the keys of the first pages, whose ids must be known, unless there are any. Each is made
+// once in a request's life.
+void Batch::NeedKeys(Request* request, uint32_t num_pages) const {
+  std::vector<PageKey>& keys = request->page_keys;
+  const std::span<const int32_t> ids = request->ids;
+  while (keys.size() < num_pages) {
+    const PageKey parent =
+        keys.empty() ? RootKey(*prefix_secret_, request->cache_salt) : keys.back();
+    const auto page_ids = ids.subspan(keys.size() * model_.page_size, model_.page_size);
+    keys.push_back(NextKey(*prefix_secret_, parent, page_ids));
+  }
+}
+
+PrefixTree::Match Batch::LongestPrefix(Request* request) const {
+  if (!prefix_secret_ || request->wants_prompt_logprobs) return {};
+  const auto num_full = static_cast<uint32_t>((request->ids.size() - 1) / model_.page_size);
+  NeedKeys(request, num_full);
+  return tree_.Longest(std::span(request->page_keys).first(num_full));
+}
+
+// Gives the tree the pages that a step has filled, as long as it has not got the like of them.
+void Batch::Share(const Fill& fill) {
+  Request* request = Find(fill.slot, fill.generation);
+  if (request == nullptr || request->state != RequestState::kRunning) return;
+  // (All these ids are known, unless the step's results were nonsense and the ranks are given up.)
+  const auto num_full = static_cast<uint32_t>(std::min<size_t>(fill.computed, request->ids.size()) /
+                                              model_.page_size);
+  NeedKeys(request, num_full);
+  for (uint32_t& i = request->num_shared; i < num_full; ++i) {
+    const uint32_t parent = i == 0 ? PrefixTree::kNone : request->pages[i - 1];
+    if (!tree_.Insert(request->page_keys[i], parent, request->pages[i])) return;
+  }
+}
+
+void Batch::FreePages(const HeldPages& held) {
+  freed_.clear();
+  tree_.Release(held.pages, held.num_shared, held.keys, &freed_);
+  pool_.Free(freed_);
+}
+
+// `computed`: as the request's view has it.
+void Batch::ReleaseHoldings(Request* request, uint32_t computed) {
   unreleased_.push_back({0, request->slot, slots_[request->slot].generation, request->arena_offset,
                          request->arena_bytes});
-  if (request->last_step > completed_step_) {
-    num_held_pages_ += static_cast<uint32_t>(request->pages.size());
-    held_pages_.push_back({request->last_step, std::move(request->pages)});
-  } else {
-    pool_.Free(request->pages);
-  }
+  HeldPages held{.until_step = request->last_step,
+                 .num_freed = static_cast<uint32_t>(request->pages.size()),
+                 .num_shared = request->num_shared,
+                 .pages = std::move(request->pages),
+                 .keys = {}};
   request->pages.clear();
+  request->num_shared = 0;
+  if (prefix_secret_) {
+    // An id that was sampled in a step whose results have not come is in a page, but is not known.
+    const auto known = std::min<size_t>(computed, request->ids.size());
+    const auto num_full = static_cast<uint32_t>(known / model_.page_size);
+    NeedKeys(request, num_full);
+    held.keys.assign(request->page_keys.begin() + held.num_shared,
+                     request->page_keys.begin() + num_full);
+    held.num_freed -= tree_.NumHeldByOthers(std::span(held.pages).first(held.num_shared));
+  }
+  if (held.until_step > completed_step_) {
+    num_held_pages_ += held.num_freed;
+    held_pages_.push_back(std::move(held));
+  } else {
+    FreePages(held);
+  }
 }
 
 void Batch::Remove(Request* request) {
@@ -58,7 +129,7 @@ void Batch::Remove(Request* request) {
       request->last_step = views_[request->index].last_step;
       requests_[request->index] = nullptr;
       ++num_holes_;
-      ReleaseHoldings(request);
+      ReleaseHoldings(request, views_[request->index].computed);
       break;
   }
   slot_owner_[request->slot] = nullptr;
@@ -71,7 +142,7 @@ void Batch::Preempt(uint32_t index) {
   ++num_holes_;
   ++num_preemptions_;
   ++request->num_preemptions;
-  ReleaseHoldings(request);
+  ReleaseHoldings(request, views_[index].computed);
   if (request->last_step > completed_step_) {
     // Ids of it are on their way: they are taken up before it waits again.
     request->state = RequestState::kDraining;
@@ -97,17 +168,39 @@ void Batch::Compact() {
   num_holes_ = 0;
 }
 
-void Batch::CollectWaiting(uint32_t max_tokens) {
+void Batch::CollectWaiting() {
   waiting_views_.clear();
-  uint64_t tokens = 0;
+  candidates_.clear();
+  uint64_t tokens = 0, pages = 0;
   for (const auto& [order, request] : waiting_) {
-    if (waiting_views_.size() == free_slots_.size() || tokens >= max_tokens) return;
-    waiting_views_.push_back({static_cast<uint32_t>(request->ids.size())});
-    tokens += request->ids.size();
+    // The pages bound the plan record, as the ring has room for a page a token (worker_link.h).
+    if (waiting_views_.size() == free_slots_.size() ||
+        std::max(tokens, pages) >= budget_.max_tokens) {
+      return;
+    }
+    const PrefixTree::Match match = LongestPrefix(request);
+    const auto length = static_cast<uint32_t>(request->ids.size());
+    const uint32_t cached = match.num_pages * model_.page_size;
+    waiting_views_.push_back(
+        {.length = length, .cached = cached, .cached_free = match.num_unreferenced});
+    candidates_.push_back({request, match.num_pages});
+    tokens += length - cached;
+    pages += PagesFor(length, model_.page_size);
   }
 }
 
-bool Batch::Admit(Request* request, PlanRecord* record) {
+void Batch::TakePrefix(Request* request, uint32_t num_pages, PlanRecord* record) {
+  tree_.Acquire(std::span(request->page_keys).first(num_pages), &request->pages);
+  request->num_shared = num_pages;
+  for (uint32_t page : request->pages) record->appends.push_back({request->slot, page});
+  if (request->num_preemptions > 0 || !prefix_secret_ || request->wants_prompt_logprobs) return;
+  request->cached_tokens = std::min(num_pages * model_.page_size, request->prompt_len);
+  prefix_stats_.queries += request->prompt_len;
+  prefix_stats_.hits += request->cached_tokens;
+}
+
+bool Batch::Admit(const Candidate& candidate, PlanRecord* record) {
+  Request* request = candidate.request;
   const uint64_t bytes = ArenaBytes(*request);
   const std::optional<uint64_t> offset = arena_.Allocate(bytes);
   if (!offset) return false;
@@ -133,7 +226,11 @@ bool Batch::Admit(Request* request, PlanRecord* record) {
   record->binds.push_back({request->slot, slot.generation});
   slot_owner_[request->slot] = request;
   requests_.push_back(request);
-  views_.push_back({.length = slot.known_len, .limit = LengthLimit(*request, model_)});
+  views_.push_back({.computed = candidate.num_cached_pages * model_.page_size,
+                    .length = slot.known_len,
+                    .limit = LengthLimit(*request, model_),
+                    .num_pages = candidate.num_cached_pages});
+  TakePrefix(request, candidate.num_cached_pages, record);
   return true;
 }
 
@@ -144,7 +241,7 @@ void Batch::AddRow(const PlannedRow& planned, uint64_t step, PlanRecord* record)
   const uint32_t end = first ? view.length : planned.start + planned.num_tokens;
   for (const uint32_t needed = PagesFor(end, model_.page_size); view.num_pages < needed;
        ++view.num_pages) {
-    request->pages.push_back(pool_.Allocate());
+    request->pages.push_back(TakePage());
     record->appends.push_back({request->slot, request->pages.back()});
   }
   uint32_t flags = planned.sample ? uint32_t{shm::kRowSample} : 0;
@@ -153,27 +250,43 @@ void Batch::AddRow(const PlannedRow& planned, uint64_t step, PlanRecord* record)
   }
   record->rows.push_back({request->slot, planned.start, planned.num_tokens, flags});
   view.computed = planned.start + planned.num_tokens;
+  if (prefix_secret_ && planned.start / model_.page_size < view.computed / model_.page_size) {
+    fills_.push_back({step, request->slot, slots_[request->slot].generation, view.computed});
+  }
   view.length += planned.sample;
   view.last_step = step;
+}
+
+// RunningView::num_shared, where it is needed.
+void Batch::CountShared() {
+  if (!prefix_secret_ || num_free_pages() >= requests_.size()) return;
+  for (size_t i = 0; i < requests_.size(); ++i) {
+    const Request& request = *requests_[i];
+    views_[i].num_shared =
+        tree_.NumHeldByOthers(std::span(request.pages).first(request.num_shared));
+  }
 }
 
 bool Batch::Compose(uint64_t step, PlanRecord* record) {
   record->Clear();
   Compact();
-  CollectWaiting(budget_.max_tokens);
+  CollectWaiting();
+  CountShared();
   PolicyState state{views_,
                     waiting_views_,
                     completed_step_,
                     model_.page_size,
-                    pool_.num_free(),
+                    num_free_pages(),
                     num_held_pages_,
                     static_cast<uint32_t>(free_slots_.size())};
   Plan(state, budget_, &plan_);
-  const size_t num_old = requests_.size();
   for (uint32_t index : plan_.preempted) Preempt(index);
+  // Those who are admitted take what they share before anyone takes, and evicts, a page. If no gap
+  // in the arena is large enough for one, it and those behind it wait on.
+  for (uint32_t i = 0; i < plan_.num_admitted && Admit(candidates_[i], record); ++i) {
+  }
   for (const PlannedRow& row : plan_.rows) {
-    // No gap in the arena is large enough: this one and those behind it wait on.
-    if (row.index >= num_old && !Admit(waiting_.begin()->second, record)) break;
+    if (row.index >= requests_.size()) break;
     AddRow(row, step, record);
   }
   for (HeldSlot& held : unreleased_) {
@@ -192,10 +305,11 @@ Request* Batch::Find(uint32_t slot, uint32_t generation) const {
 
 void Batch::CompleteStep(uint64_t step) {
   completed_step_ = step;
+  for (; !fills_.empty() && fills_.front().step <= step; fills_.pop_front()) Share(fills_.front());
   std::erase_if(held_pages_, [&](const HeldPages& held) {
     if (held.until_step > step) return false;
-    num_held_pages_ -= static_cast<uint32_t>(held.pages.size());
-    pool_.Free(held.pages);
+    num_held_pages_ -= held.num_freed;
+    FreePages(held);
     return true;
   });
   while (!released_slots_.empty() && released_slots_.front().until_step <= step) {
@@ -218,6 +332,7 @@ void Batch::LoseRanks(std::vector<Request*>* failed) {
   requests_.insert(requests_.end(), draining_.begin(), draining_.end());
   for (Request* request : requests_) {
     request->pages.clear();
+    request->num_shared = 0;
     ++request->num_deaths;
     ++request->num_preemptions;
     if (request->num_deaths >= 2 && request->last_step > completed_step_) {
@@ -235,7 +350,9 @@ void Batch::LoseRanks(std::vector<Request*>* failed) {
   released_slots_.clear();
   held_pages_.clear();
   num_held_pages_ = 0;
+  fills_.clear();
   pool_ = BlockPool(model_.num_pages);
+  tree_ = PrefixTree(prefix_secret_ ? model_.num_pages : 0);
   arena_ = Arena(arena_memory_.size());
   free_slots_.clear();
   for (uint32_t slot = static_cast<uint32_t>(slots_.size()); slot > 0; --slot) {
@@ -246,71 +363,18 @@ void Batch::LoseRanks(std::vector<Request*>* failed) {
 
 double Batch::PageUsage() const {
   const uint32_t all = pool_.num_pages();
-  return all == 0 ? 0.0 : 1.0 - static_cast<double>(pool_.num_free()) / all;
+  return all == 0 ? 0.0 : 1.0 - static_cast<double>(num_free_pages()) / all;
 }
 
 bool Batch::AllFree() const {
   return num_running() == 0 && draining_.empty() && free_slots_.size() == slots_.size() &&
-         pool_.num_free() == pool_.num_pages() && arena_.free_bytes() == arena_.total_bytes();
+         num_free_pages() == pool_.num_pages() && arena_.free_bytes() == arena_.total_bytes();
 }
 
 std::vector<Request*> Batch::Waiting() const {
   std::vector<Request*> waiting;
   for (const auto& [order, request] : waiting_) waiting.push_back(request);
   return waiting;
-}
-
-void Batch::CheckInvariants() const {
-  std::vector<bool> seen(pool_.num_pages());
-  uint32_t num_pages = pool_.num_free();
-  auto take = [&](const std::vector<uint32_t>& pages) {
-    for (uint32_t page : pages) {
-      CHECK(!seen[page]);
-      seen[page] = true;
-    }
-    num_pages += static_cast<uint32_t>(pages.size());
-  };
-  uint64_t arena_bytes = arena_.free_bytes();
-  size_t num_slots = free_slots_.size() + unreleased_.size() + released_slots_.size();
-  size_t num_owned = 0;
-  for (size_t i = 0; i < requests_.size(); ++i) {
-    const Request* request = requests_[i];
-    if (request == nullptr) continue;
-    CHECK(request->state == RequestState::kRunning && request->index == i);
-    CHECK(request->pages.size() == views_[i].num_pages);
-    CHECK(PagesFor(views_[i].computed, model_.page_size) <= views_[i].num_pages);
-    CHECK(views_[i].computed <= views_[i].length && views_[i].length <= views_[i].limit);
-    CHECK(request->ids.size() <= views_[i].length);
-    CHECK(slot_owner_[request->slot] == request);
-    take(request->pages);
-    arena_bytes += Arena::Rounded(request->arena_bytes);
-    ++num_slots;
-    ++num_owned;
-  }
-  for (const Request* request : draining_) {
-    CHECK(request->state == RequestState::kDraining && request->pages.empty());
-    CHECK(slot_owner_[request->slot] == request);
-    ++num_owned;
-  }
-  CHECK(static_cast<size_t>(std::count(slot_owner_.begin(), slot_owner_.end(), nullptr)) ==
-        slots_.size() - num_owned);
-  uint32_t num_held = 0;
-  for (const HeldPages& held : held_pages_) {
-    CHECK(held.until_step > completed_step_);
-    take(held.pages);
-    num_held += static_cast<uint32_t>(held.pages.size());
-  }
-  for (const HeldSlot& held : unreleased_) arena_bytes += Arena::Rounded(held.arena_bytes);
-  for (const HeldSlot& held : released_slots_) arena_bytes += Arena::Rounded(held.arena_bytes);
-  for (const auto& [order, request] : waiting_) {
-    CHECK(request->state == RequestState::kWaiting && request->order == order);
-    CHECK(request->pages.empty());
-  }
-  CHECK(num_held == num_held_pages_);
-  CHECK(num_pages == pool_.num_pages());
-  CHECK(num_slots == slots_.size());
-  CHECK(arena_bytes == arena_.total_bytes());
-  arena_.CheckInvariants();
 }
 
 }  // namespace penstock::scheduler

@@ -13,6 +13,7 @@ class BlockPool {
 
   uint32_t num_pages() const { return static_cast<uint32_t>(is_free_.size()); }
   uint32_t num_free() const { return static_cast<uint32_t>(free_.size()); }
+  bool is_free(uint32_t page) const { return is_free_[page]; }
   // Takes a page; num_free() must not be 0.
   uint32_t Allocate();
   // Gives pages back. Each must be taken: giving one back twice is a bug and ends the process.

@@ -1,7 +1,10 @@
 #include "scheduler/engine_loop.h"
 
+#include <sys/random.h>
+
 #include <algorithm>
 #include <ctime>
+#include <optional>
 
 #include "common/log.h"
 
@@ -16,6 +19,13 @@ uint64_t ProcessEpoch() {
   timespec now;
   clock_gettime(CLOCK_REALTIME, &now);
   return static_cast<uint64_t>(now.tv_sec) * 1'000'000'000 + now.tv_nsec;
+}
+
+std::optional<KeySecret> PrefixSecret(const EngineOptions& options) {
+  if (!options.enable_prefix_caching) return std::nullopt;
+  KeySecret secret;
+  CHECK(getrandom(&secret, sizeof(secret), 0) == sizeof(secret));
+  return secret;
 }
 
 }  // namespace
@@ -52,7 +62,8 @@ EngineLoop::EngineLoop(const EngineOptions& options, Metrics* metrics,
       segment_(std::move(segment)),
       router_link_(std::move(routers)),
       workers_(segment_),
-      batch_({&segment_->slot(0), segment_->geometry().num_slots}, segment_->arena()),
+      batch_({&segment_->slot(0), segment_->geometry().num_slots}, segment_->arena(),
+             PrefixSecret(options)),
       routers_(options.engine_id, ProcessEpoch()) {}
 
 void EngineLoop::Stop() {
@@ -238,7 +249,7 @@ void EngineLoop::PublishPlans() {
     if (options_.check_invariants) batch_.CheckInvariants();
   }
   if (next_step_ == completed_step_ + 1 && !idle_checked_) {
-    batch_.CheckInvariants();
+    batch_.CheckAccounts();
     idle_checked_ = true;
   }
 }
@@ -266,6 +277,14 @@ void EngineLoop::ObserveLoad() {
   if (preemptions != reported_preemptions_) {
     metrics_->num_preemptions->Increment(static_cast<double>(preemptions - reported_preemptions_));
     reported_preemptions_ = preemptions;
+  }
+  const PrefixStats& prefixes = batch_.prefix_stats();
+  if (prefixes.queries != reported_prefixes_.queries) {
+    metrics_->prefix_cache_queries->Increment(
+        static_cast<double>(prefixes.queries - reported_prefixes_.queries));
+    metrics_->prefix_cache_hits->Increment(
+        static_cast<double>(prefixes.hits - reported_prefixes_.hits));
+    reported_prefixes_ = prefixes;
   }
 }
 

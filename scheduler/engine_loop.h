@@ -30,6 +30,7 @@ struct EngineOptions {
   uint32_t max_num_batched_tokens = 2048;
   uint32_t max_queued_requests = 4096;
   uint32_t arena_mb = 64;
+  bool enable_prefix_caching = true;
   bool overlap = true;  // plan a step while the one before runs
   bool check_invariants = false;
   bool log_requests = true;
@@ -111,6 +112,7 @@ class EngineLoop {
   double idle_ratio_ = 0;
   uint64_t window_idle_ns_ = 0, window_busy_ns_ = 0;
   uint64_t reported_preemptions_ = 0;
+  PrefixStats reported_prefixes_;
 };
 
 }  // namespace penstock::scheduler

@@ -58,6 +58,8 @@ void EngineLoop::HandleSubmit(Router& router, const wire::Submit& submit) {
   request->request_id = submit.request_id();
   request->ids.assign(submit.ids().begin(), submit.ids().end());
   request->prompt_len = static_cast<uint32_t>(submit.prompt_len());
+  request->first_output = request->num_outputs();
+  request->cache_salt = submit.cache_salt();
   request->sampling = submit.sampling();
   request->message = num_messages_;
   request->lease_mark = request->num_outputs();
@@ -66,7 +68,6 @@ void EngineLoop::HandleSubmit(Router& router, const wire::Submit& submit) {
   request->wants_prompt_logprobs = submit.sampling().num_prompt_logprobs() >= 0 && num_outputs == 0;
   if (submit.sampling().num_top_logprobs() >= 0 || request->wants_prompt_logprobs) {
     request->logprobs = std::make_unique<LogprobLog>();
-    request->logprobs->first_output = request->num_outputs();
   }
   batch_.Enqueue(request.get());
   // Before the ranks have said what they loaded, it waits to be checked: BeginServing does.
@@ -153,10 +154,11 @@ void EngineLoop::Fail(Request& request, const absl::Status& error) {
 void EngineLoop::Forget(Request& request, std::string_view outcome) {
   if (options_.log_requests) {
     spdlog::info(
-        "msg=\"request ended\" request={} outcome=\"{}\" prompt={} output={} preemptions={} "
-        "seconds={:.3f}",
-        request.request_id, outcome, request.prompt_len, request.num_outputs(),
-        request.num_preemptions, 1e-9 * (shm::MonotonicNs() - request.submitted_ns));
+        "msg=\"request ended\" request={} outcome=\"{}\" prompt={} cached={} output={} "
+        "preemptions={} seconds={:.3f}",
+        request.request_id, outcome, request.prompt_len, request.cached_tokens,
+        request.num_outputs(), request.num_preemptions,
+        1e-9 * (shm::MonotonicNs() - request.submitted_ns));
   }
   const uint64_t id = request.id;
   request.router->requests.erase(id);
@@ -200,6 +202,8 @@ void EngineLoop::FlushRouters() {
     status.set_num_waiting(static_cast<uint32_t>(batch_.num_waiting()));
     status.set_kv_cache_usage(batch_.PageUsage());
     status.set_num_preemptions(batch_.num_preemptions());
+    status.set_prefix_queries(batch_.prefix_stats().queries);
+    status.set_prefix_hits(batch_.prefix_stats().hits);
     status.set_worker_restarts(num_restarts_);
     status.set_device_idle_ratio(idle_ratio_);
   }

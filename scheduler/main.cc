@@ -22,6 +22,8 @@ ABSL_FLAG(uint32_t, max_num_batched_tokens, 2048, "tokens of a step, prompts and
 ABSL_FLAG(uint32_t, max_queued_requests, 4096, "requests that may wait; more are refused at once");
 ABSL_FLAG(uint32_t, arena_mb, 64, "shared memory for the ids of running requests, in MiB");
 ABSL_FLAG(bool, no_overlap, false, "plan a step only when the one before is complete (debugging)");
+ABSL_FLAG(bool, no_enable_prefix_caching, false,
+          "compute every prompt whole: no request takes pages that another one filled");
 ABSL_FLAG(uint32_t, metrics_port, 0, "port of /metrics; 0: none");
 ABSL_FLAG(std::string, metrics_host, "127.0.0.1", "address that /metrics listens on");
 ABSL_FLAG(std::string, model_name, "", "label model_name of the metrics");
@@ -47,6 +49,7 @@ EngineOptions OptionsFromFlags() {
   options.max_num_batched_tokens = absl::GetFlag(FLAGS_max_num_batched_tokens);
   options.max_queued_requests = absl::GetFlag(FLAGS_max_queued_requests);
   options.arena_mb = absl::GetFlag(FLAGS_arena_mb);
+  options.enable_prefix_caching = !absl::GetFlag(FLAGS_no_enable_prefix_caching);
   options.overlap = !absl::GetFlag(FLAGS_no_overlap);
   options.check_invariants = absl::GetFlag(FLAGS_check_invariants);
   options.log_requests = absl::GetFlag(FLAGS_log_requests);

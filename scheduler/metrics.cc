@@ -35,6 +35,10 @@ Metrics Metrics::Make(prometheus::Registry& registry, const std::string& model_n
   m.generation_tokens = counter("vllm:generation_tokens_total", "Tokens generated.");
   m.worker_restarts =
       counter("penstock_worker_restarts_total", "Times the group of ranks was lost.");
+  m.prefix_cache_queries =
+      counter("vllm:prefix_cache_queries_total", "Prompt tokens looked up in the prefix cache.");
+  m.prefix_cache_hits =
+      counter("vllm:prefix_cache_hits_total", "Prompt tokens found in the prefix cache.");
   m.iteration_tokens = histogram("vllm:iteration_tokens_total", "Tokens of a step.",
                                  {1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384});
   m.request_queue_seconds =

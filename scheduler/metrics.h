@@ -21,6 +21,8 @@ struct Metrics {
   prometheus::Counter* prompt_tokens;
   prometheus::Counter* generation_tokens;
   prometheus::Counter* worker_restarts;
+  prometheus::Counter* prefix_cache_queries;                 // tokens
+  prometheus::Counter* prefix_cache_hits;                    // tokens
   prometheus::Histogram* iteration_tokens;                   // tokens of a step
   prometheus::Histogram* request_queue_seconds;              // from Submit to the first admission
   prometheus::Histogram* step_seconds;                       // of the device

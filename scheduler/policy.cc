@@ -19,7 +19,7 @@ class Planner {
     plan_.preempted.clear();
     plan_.num_admitted = 0;
     for (const RunningView& view : state_.running) {
-      if (view.AtEnd()) pending_pages_ += view.num_pages;
+      if (view.AtEnd()) pending_pages_ += view.num_pages - view.num_shared;
     }
   }
 
@@ -48,20 +48,26 @@ class Planner {
     if (num_stalled_ > 0 || !plan_.preempted.empty()) return;
     for (const WaitingView& view : state_.waiting) {
       if (tokens_ == 0 || plan_.num_admitted == state_.free_slots || !Fits(view)) return;
-      free_pages_ -= PagesFor(view.length, state_.page_size);
-      AddRow(state_.running.size() + plan_.num_admitted, 0, std::min(view.length, tokens_),
-             view.length);
+      free_pages_ -= PagesTaken(view);
+      AddRow(state_.running.size() + plan_.num_admitted, view.cached,
+             std::min(view.length - view.cached, tokens_), view.length);
       ++plan_.num_admitted;
     }
   }
 
  private:
+  // Pages that are free no more when it has been admitted.
+  uint32_t PagesTaken(const WaitingView& view) const {
+    return PagesFor(view.length, state_.page_size) - view.cached / state_.page_size +
+           view.cached_free;
+  }
+
   // Whether a request may be admitted: pages for its ids and a watermark, which an empty engine can
   // do without. (A look-ahead at the peak of future use belongs here.)
   bool Fits(const WaitingView& view) const {
     const bool alone = state_.running.empty() && plan_.num_admitted == 0;
     const uint32_t watermark = alone ? 0 : budget_.watermark_pages;
-    return PagesFor(view.length, state_.page_size) + watermark <= free_pages_;
+    return PagesTaken(view) + watermark <= free_pages_;
   }
 
   // A free page for running[i], by preempting from the young end if need be. False: it must sit
@@ -74,7 +80,8 @@ class Planner {
       if (victim.AtEnd()) continue;
       plan_.preempted.push_back(static_cast<uint32_t>(young_));
       // Pages that a plan in flight names become free when it has run.
-      (victim.last_step > state_.completed_step ? pending_pages_ : free_pages_) += victim.num_pages;
+      (victim.last_step > state_.completed_step ? pending_pages_ : free_pages_) +=
+          victim.num_pages - victim.num_shared;
     }
     if (free_pages_ == 0) return false;
     --num_stalled_;

@@ -6,9 +6,9 @@
 //
 // Order: running decodes (oldest first), then chunks of running prompts, then admission from the
 // head of the waiting queue, all under one token budget. All pages of a request's known ids are
-// taken at its admission; from then on it takes one page at a time, for the id that is about to be
-// written. A decode that finds no page preempts the youngest. The oldest is never preempted and can
-// preempt all others, so something always moves.
+// taken at its admission, those it can share from their holders; from then on it takes one page at
+// a time, for the id that is about to be written. A decode that finds no page preempts the
+// youngest. The oldest is never preempted and can preempt all others, so something always moves.
 #pragma once
 
 #include <cstdint>
@@ -23,6 +23,9 @@ struct RunningView {
   uint32_t limit = 0;      // length at which it ends
   uint32_t num_pages = 0;  // held
   uint64_t last_step = 0;  // last plan with a row of it; 0: none yet
+  // Of its pages, those that others hold as well: its leaving frees the rest. Needs to be right
+  // only when there are fewer free pages than running requests.
+  uint32_t num_shared = 0;
 
   // Nothing more to plan: its last id is on its way.
   bool AtEnd() const { return length >= limit; }
@@ -30,6 +33,8 @@ struct RunningView {
 
 struct WaitingView {
   uint32_t length = 0;
+  uint32_t cached = 0;       // ids [0, cached) are in whole pages that it can share; below length
+  uint32_t cached_free = 0;  // of these pages, those that count as free as long as it waits
 };
 
 struct PolicyState {
@@ -37,7 +42,7 @@ struct PolicyState {
   std::span<const WaitingView> waiting;  // the head of the queue, as far as it could be admitted
   uint64_t completed_step = 0;           // every rank has completed it
   uint32_t page_size = 1;
-  uint32_t free_pages = 0;
+  uint32_t free_pages = 0;         // with those that are evicted when they are needed
   uint32_t quarantined_pages = 0;  // will be free without any doing
   uint32_t free_slots = 0;
 };

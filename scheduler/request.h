@@ -10,6 +10,7 @@
 #include "common/shm/layout.h"
 #include "common/status.h"
 #include "proto/wire.pb.h"
+#include "scheduler/page_key.h"
 
 namespace penstock::scheduler {
 
@@ -35,7 +36,6 @@ enum class RequestState : uint8_t {
 struct LogprobLog {
   std::vector<wire::Logprob> outputs;  // of each output id of this life
   std::vector<wire::Logprob> prompt;   // of prompt ids 1, 2, ...
-  uint32_t first_output = 0;           // index of outputs[0] among the request's output ids
 };
 
 struct Request {
@@ -44,6 +44,9 @@ struct Request {
   std::string request_id;    // for logs
   std::vector<int32_t> ids;  // the prompt, then every output id so far
   uint32_t prompt_len = 0;
+  uint32_t first_output =
+      0;                   // index of the first output id of this life: it came with those before
+  std::string cache_salt;  // pages are shared among requests of one salt
   wire::Sampling sampling;
   std::unique_ptr<LogprobLog> logprobs;  // null unless asked for
   bool wants_prompt_logprobs = false;    // false once they have been sent
@@ -64,6 +67,11 @@ struct Request {
   std::vector<uint32_t> pages;  // held KV pages, in order of position
   uint64_t arena_offset = 0;    // its ids, stop ids and biases for the ranks
   uint64_t arena_bytes = 0;
+
+  uint32_t num_shared = 0;  // of these, the first so many are in the prefix tree
+
+  uint32_t cached_tokens = 0;      // of the prompt, found in the prefix tree at its first admission
+  std::vector<PageKey> page_keys;  // of the first full pages, as far as they have been needed
 
   uint32_t num_outputs() const { return static_cast<uint32_t>(ids.size()) - prompt_len; }
 };

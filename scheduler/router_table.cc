@@ -16,17 +16,22 @@ void AddRow(Router& router, uint64_t id, uint32_t first, uint32_t count, wire::E
   router.any_end = router.any_end || end != wire::END_NONE;
 }
 
-void AddLogprobs(Request& request, uint32_t first, uint32_t count) {
+// Of the row that was added last.
+wire::Extra& AddExtra(Router& router) {
+  wire::Deltas& deltas = *router.message.mutable_deltas();
+  wire::Extra& extra = *deltas.add_extra();
+  extra.set_index(static_cast<uint32_t>(deltas.id_size() - 1));
+  return extra;
+}
+
+void AddLogprobs(Request& request, uint32_t first, uint32_t count, wire::Extra* extra) {
   const LogprobLog& log = *request.logprobs;
-  wire::Deltas& deltas = *request.router->message.mutable_deltas();
-  wire::Extra* extra = deltas.add_extra();
-  extra->set_index(static_cast<uint32_t>(deltas.id_size() - 1));
-  if (first == log.first_output) {
+  if (first == request.first_output) {
     extra->mutable_prompt_logprobs()->Assign(log.prompt.begin(), log.prompt.end());
     request.wants_prompt_logprobs = false;
   }
-  for (uint32_t i = 0; i < count && first + i >= log.first_output; ++i) {
-    const size_t index = first + i - log.first_output;
+  for (uint32_t i = 0; i < count && first + i >= request.first_output; ++i) {
+    const size_t index = first + i - request.first_output;
     if (index < log.outputs.size()) *extra->add_logprobs() = log.outputs[index];
   }
 }
@@ -39,16 +44,20 @@ void AddDelta(Request& request, uint32_t first, uint32_t count, wire::EndReason 
   wire::Deltas& deltas = *router.message.mutable_deltas();
   const int32_t* ids = request.ids.data() + request.prompt_len + first;
   for (uint32_t i = 0; i < count; ++i) deltas.add_token_ids(ids[i]);
-  if (request.logprobs != nullptr && count > 0) AddLogprobs(request, first, count);
+  if (count == 0) return;
+  // With the first id of this life: if it is lost, it comes again with that.
+  const bool tells_cached = first == request.first_output && request.cached_tokens > 0;
+  if (request.logprobs == nullptr && !tells_cached) return;
+  wire::Extra& extra = AddExtra(router);
+  if (tells_cached) extra.set_cached_tokens(request.cached_tokens);
+  if (request.logprobs != nullptr) AddLogprobs(request, first, count, &extra);
 }
 
 void AddError(Router& router, uint64_t id, uint32_t num_outputs, const absl::Status& error) {
   AddRow(router, id, num_outputs, 0, wire::END_ERROR);
-  wire::Deltas& deltas = *router.message.mutable_deltas();
-  wire::Extra* extra = deltas.add_extra();
-  extra->set_index(static_cast<uint32_t>(deltas.id_size() - 1));
-  extra->set_error_code(static_cast<uint32_t>(error.code()));
-  extra->set_error(Message(error));
+  wire::Extra& extra = AddExtra(router);
+  extra.set_error_code(static_cast<uint32_t>(error.code()));
+  extra.set_error(Message(error));
 }
 
 RouterTable::RouterTable(std::string engine_id, uint64_t process_epoch)

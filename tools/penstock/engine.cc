@@ -34,6 +34,8 @@ constexpr Flag kFlags[] = {
     {"num-kv-pages", "N", "", kWorker, "KV pages, instead of by memory"},
     {"null-step-us", "N", "", kWorker, "how long the null device takes for a step [0]"},
     {"enforce-eager", "", "", kWorker, "debugging: no CUDA graphs, every kernel by itself"},
+    {"no-enable-prefix-caching", "", "", kScheduler,
+     "compute every prompt whole: take no KV pages that an earlier request filled"},
     {"no-overlap", "", "", kScheduler,
      "debugging: plan a step only when the last one's results are known"},
     {"check-invariants", "", "", kScheduler,

@@ -1,108 +1,39 @@
 // Batch and policy against a simulated device that checks every plan as a rank would, over random
-// traces: arrivals, stops, cancels, preemptions, deaths. Accounts are checked after every step.
+// traces: arrivals (of prompts of which many begin alike), stops, cancels, preemptions, deaths.
+// Accounts are checked after every step.
 #include "scheduler/batch.h"
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <array>
 #include <deque>
 #include <map>
 #include <random>
-#include <set>
 
 #include "common/log.h"
+#include "tests/unit/scheduler/shadow_rank.h"
 
 namespace penstock::scheduler {
 namespace {
-
-// The id at a position is a function of seed and position, as on a real device.
-int32_t IdAt(uint64_t seed, uint32_t position) {
-  return static_cast<int32_t>((seed * 7919 + position * 104729) % 1000);
-}
-
-struct Result {
-  uint32_t slot, generation, position;
-  int32_t id;
-};
-
-// Carries plans out in order, at once when asked to, and checks what a rank relies on.
-class ShadowRank {
- public:
-  ShadowRank(std::span<shm::RequestSlot> slots, std::span<std::byte> arena, uint32_t page_size)
-      : slots_(slots), arena_(arena), page_size_(page_size), bound_(slots.size()) {}
-
-  void Reset() { bound_.assign(slots_.size(), Bound{}); }
-
-  std::vector<Result> Run(const PlanRecord& record, uint32_t max_tokens) {
-    for (const auto& release : record.releases) {
-      CHECK(bound_[release.slot].generation == release.generation);
-      bound_[release.slot] = Bound{};
-    }
-    for (const auto& bind : record.binds) Bind(bind);
-    for (const auto& append : record.appends) bound_[append.slot].pages.push_back(append.page);
-    std::set<uint32_t> pages;  // no page is in two slots
-    for (const Bound& bound : bound_) {
-      for (uint32_t page : bound.pages) CHECK(pages.insert(page).second);
-    }
-    std::vector<Result> results;
-    uint32_t num_tokens = 0;
-    for (const auto& row : record.rows) {
-      Bound& bound = bound_[row.slot];
-      const uint32_t end = row.start + row.num_tokens;
-      CHECK(bound.generation != 0 && row.num_tokens > 0);
-      CHECK(row.start == bound.computed && end <= bound.ids.size());
-      CHECK(end <= bound.pages.size() * page_size_);
-      bound.computed = end;
-      num_tokens += row.num_tokens;
-      if ((row.flags & shm::kRowSample) == 0) continue;
-      CHECK(end == bound.ids.size());
-      bound.ids.push_back(IdAt(slots_[row.slot].sampling.seed, end));
-      results.push_back({row.slot, bound.generation, end, bound.ids.back()});
-    }
-    CHECK(num_tokens <= max_tokens);
-    return results;
-  }
-
- private:
-  struct Bound {
-    uint32_t generation = 0;
-    uint32_t computed = 0;
-    std::vector<int32_t> ids;
-    std::vector<uint32_t> pages;
-  };
-
-  void Bind(const shm::PlanSlot& bind) {
-    const shm::RequestSlot& slot = slots_[bind.slot];
-    Bound& bound = bound_[bind.slot];
-    CHECK(bound.generation == 0 && slot.generation == bind.generation);
-    const auto* ids = reinterpret_cast<const int32_t*>(arena_.data() + slot.ids_offset);
-    bound = {bind.generation, 0, {ids, ids + slot.known_len}, {}};
-    for (uint32_t i = slot.prompt_len; i < slot.known_len; ++i) {
-      CHECK(ids[i] == IdAt(slot.sampling.seed, i));
-    }
-    // Its stop ids are where the record says: 7 and 8.
-    const auto* stops =
-        reinterpret_cast<const int32_t*>(arena_.data() + slot.sampling.stop_ids_offset);
-    CHECK(slot.sampling.num_stop_ids == 2 && stops[0] == 7 && stops[1] == 8);
-  }
-
-  std::span<shm::RequestSlot> slots_;
-  std::span<std::byte> arena_;
-  uint32_t page_size_;
-  std::vector<Bound> bound_;
-};
 
 class Simulation {
  public:
   static constexpr uint32_t kMaxTokens = 64;
 
-  Simulation(uint32_t seed, uint32_t num_slots, uint64_t arena_bytes, ModelFacts model, int depth)
+  Simulation(uint32_t seed, uint32_t num_slots, uint64_t arena_bytes, ModelFacts model, int depth,
+             bool sharing)
       : random_(seed),
         model_(model),
         depth_(depth),
         slots_(num_slots),
         arena_(arena_bytes),
-        batch_(slots_, arena_),
-        rank_(slots_, arena_, model.page_size) {
+        batch_(slots_, arena_,
+               sharing ? std::optional(KeySecret{random_(), random_()}) : std::nullopt),
+        rank_(slots_, arena_, model) {
+    for (std::vector<int32_t>& ids : beginnings_) {
+      for (uint32_t i = 0; i < model.max_model_len / 2; ++i) ids.push_back(RandomId());
+    }
     Reset();
   }
 
@@ -147,9 +78,14 @@ class Simulation {
     auto request = std::make_unique<Request>();
     request->id = ++next_id_;
     request->prompt_len = 1 + random_() % (model_.max_model_len / 2);
-    for (uint32_t i = 0; i < request->prompt_len; ++i) {
-      request->ids.push_back(static_cast<int32_t>(random_() % 1000));
-    }
+    // Mostly it begins as others do; some of these are whole conversations that ended.
+    if (random_() % 4 > 0) request->ids = beginnings_[random_() % beginnings_.size()];
+    request->ids.resize(
+        std::min<size_t>(random_() % (2 * request->prompt_len), request->ids.size()));
+    while (request->ids.size() < request->prompt_len) request->ids.push_back(RandomId());
+    request->ids.resize(request->prompt_len);
+    request->cache_salt = SaltOf(request->id);
+    request->wants_prompt_logprobs = random_() % 16 == 0;
     wire::Sampling& sampling = request->sampling;
     sampling.set_seed(request->id);
     sampling.set_max_tokens(static_cast<int32_t>(1 + random_() % model_.max_model_len));
@@ -159,6 +95,8 @@ class Simulation {
     batch_.Enqueue(request.get());
     live_[request->id] = std::move(request);
   }
+
+  int32_t RandomId() { return static_cast<int32_t>(random_() % 1000); }
 
   void CancelOne() {
     if (live_.empty()) return;
@@ -187,7 +125,8 @@ class Simulation {
     PlanRecord record;
     if (!batch_.Compose(next_step_, &record)) return false;
     batch_.CheckInvariants();
-    in_flight_.push_back({next_step_++, rank_.Run(record, kMaxTokens)});
+    in_flight_.push_back({next_step_, rank_.Run(next_step_, record, kMaxTokens)});
+    ++next_step_;
     ++num_steps;
     return true;
   }
@@ -201,11 +140,13 @@ class Simulation {
       request->ids.push_back(result.id);
       if (EndAfterLastId(*request, model_) == wire::END_NONE) continue;
       CHECK(request->ids.size() <= LengthLimit(*request, model_));
+      beginnings_[random_() % beginnings_.size()] = request->ids;
       batch_.Remove(request);
       live_.erase(request->id);
       ++num_finished;
     }
     batch_.CompleteStep(in_flight_.front().step);
+    rank_.CompleteStep(in_flight_.front().step);
     in_flight_.pop_front();
   }
 
@@ -220,6 +161,7 @@ class Simulation {
   std::deque<InFlight> in_flight_;
   uint64_t next_step_ = 1;
   uint64_t next_id_ = 0;
+  std::array<std::vector<int32_t>, 6> beginnings_;
 };
 
 struct TraceParam {
@@ -228,6 +170,7 @@ struct TraceParam {
   uint64_t arena_bytes;
   ModelFacts model;
   int depth;
+  bool sharing = true;
 };
 
 class BatchTraceTest : public ::testing::TestWithParam<TraceParam> {};
@@ -236,26 +179,34 @@ TEST_P(BatchTraceTest, KeepsItsAccounts) {
   const TraceParam& param = GetParam();
   const auto seed = std::random_device()();
   std::printf("seed %u\n", seed);
-  Simulation simulation(seed, param.num_slots, param.arena_bytes, param.model, param.depth);
-  for (int step = 0; step < 40'000; ++step) simulation.Step();
+  Simulation simulation(seed, param.num_slots, param.arena_bytes, param.model, param.depth,
+                        param.sharing);
+  for (int step = 0; step < 100'000; ++step) simulation.Step();
   simulation.Finish();
-  std::printf("steps %lu finished %lu cancelled %lu preempted %lu deaths %lu failed %lu\n",
-              simulation.num_steps, simulation.num_finished, simulation.num_cancelled,
-              simulation.batch().num_preemptions(), simulation.num_deaths, simulation.num_failed);
+  const PrefixStats& prefixes = simulation.batch().prefix_stats();
+  std::printf(
+      "steps %lu finished %lu cancelled %lu preempted %lu deaths %lu failed %lu prefix hits %lu of "
+      "%lu\n",
+      simulation.num_steps, simulation.num_finished, simulation.num_cancelled,
+      simulation.batch().num_preemptions(), simulation.num_deaths, simulation.num_failed,
+      prefixes.hits, prefixes.queries);
   EXPECT_GT(simulation.num_finished, 500u);
   EXPECT_GT(simulation.num_deaths, 0u);
+  EXPECT_EQ(prefixes.hits > 100, param.sharing);
+  EXPECT_LT(prefixes.hits, prefixes.queries + !param.sharing);
 }
 
 INSTANTIATE_TEST_SUITE_P(
     Traces, BatchTraceTest,
-    ::testing::Values(TraceParam{"roomy", 16, 1 << 20, {1000, 8, 128, 1000, 64}, 2},
+    ::testing::Values(TraceParam{"roomy", 16, 1 << 20, {400, 8, 128, 1000, 64}, 2},
                       TraceParam{"few_pages", 16, 1 << 20, {24, 8, 128, 1000, 64}, 2},
                       TraceParam{
                           "fewer_pages_than_a_context", 8, 1 << 20, {9, 8, 128, 1000, 64}, 2},
                       TraceParam{"small_arena", 16, 2048, {60, 8, 128, 1000, 64}, 2},
                       TraceParam{"one_slot", 1, 1 << 20, {40, 4, 64, 1000, 64}, 2},
                       TraceParam{"pages_of_one_token", 8, 1 << 20, {90, 1, 64, 1000, 64}, 2},
-                      TraceParam{"no_overlap", 16, 1 << 20, {24, 8, 128, 1000, 64}, 1}),
+                      TraceParam{"no_overlap", 16, 1 << 20, {24, 8, 128, 1000, 64}, 1},
+                      TraceParam{"nothing_shared", 16, 1 << 20, {24, 8, 128, 1000, 64}, 2, false}),
     [](const auto& info) { return info.param.name; });
 
 }  // namespace

@@ -425,6 +425,7 @@ TEST_F(EngineTest, MetricsAreServed) {
        {"vllm:num_requests_running{} 0\n", "vllm:num_requests_waiting{} 0\n",
         "vllm:kv_cache_usage_perc{} 0\n", "vllm:prompt_tokens_total{} 10\n",
         "vllm:generation_tokens_total{} 50\n", "vllm:num_preemptions_total{} 0\n",
+        "vllm:prefix_cache_queries_total{} 10\n", "vllm:prefix_cache_hits_total{} 0\n",
         "penstock_worker_restarts_total{} 0\n", "vllm:request_queue_time_seconds_count{} 1\n",
         "penstock_device_idle_ratio{} "}) {
     std::string expected = line;

@@ -82,6 +82,33 @@ TEST_F(PolicyTest, AdmissionStopsAtSlots) {
   EXPECT_EQ(Make().num_admitted, 2u);
 }
 
+TEST_F(PolicyTest, AnAdmittedRequestComputesWhatItCannotShare) {
+  waiting = {{.length = 15, .cached = 12}, {.length = 9, .cached = 8}, {.length = 40, .cached = 4}};
+  EXPECT_THAT(Make().rows, ElementsAre(PlannedRow{0, 12, 3, true}, PlannedRow{1, 8, 1, true},
+                                       PlannedRow{2, 4, 16, false}));
+}
+
+TEST_F(PolicyTest, SharedPagesAreTakenOnlyFromThoseThatCountAsFree) {
+  running = {Decode(1)};
+  state.free_pages = 4;
+  // Three of four pages are held by another: one is taken, and two are kept for growth.
+  waiting = {{.length = 16, .cached = 12, .cached_free = 0}};
+  EXPECT_EQ(Make().num_admitted, 1u);
+  waiting[0].cached_free = 1;
+  EXPECT_EQ(Make().num_admitted, 1u);
+  waiting[0].cached_free = 2;
+  EXPECT_EQ(Make().num_admitted, 0u);
+}
+
+TEST_F(PolicyTest, AVictimFreesOnlyWhatItHoldsAlone) {
+  state.free_pages = 0;
+  state.completed_step = 1;
+  running = {Decode(4), Decode(5), Decode(9), Decode(9)};
+  running[3].num_shared = 3;  // all it has
+  EXPECT_THAT(Make().rows, ElementsAre(PlannedRow{0, 4, 1, true}, PlannedRow{1, 5, 1, true}));
+  EXPECT_THAT(plan.preempted, ElementsAre(3u, 2u));
+}
+
 TEST_F(PolicyTest, ADecodeWithoutAPagePreemptsTheYoungest) {
   state.free_pages = 1;
   state.completed_step = 1;  // so the victim's pages are free at once

@@ -179,6 +179,9 @@ void RouterClient::TakeDeltas(const wire::Deltas& deltas) {
       stream.prompt_logprobs.assign(extras[i]->prompt_logprobs().begin(),
                                     extras[i]->prompt_logprobs().end());
     }
+    if (extras[i] != nullptr && extras[i]->cached_tokens() > 0) {
+      stream.cached_tokens = extras[i]->cached_tokens();
+    }
     if (deltas.end_size() == 0 || deltas.end(i) == wire::END_NONE) continue;
     stream.end = deltas.end(i);
     ++stream.num_ends;

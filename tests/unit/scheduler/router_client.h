@@ -19,6 +19,7 @@ struct ClientStream {
   std::vector<wire::Logprob> logprobs;
   std::vector<wire::Logprob> prompt_logprobs;
   wire::EndReason end = wire::END_NONE;
+  uint32_t cached_tokens = 0;
   uint32_t error_code = 0;
   std::string error;
   int num_ends = 0;
