@@ -248,9 +248,11 @@ absl::StatusOr<Backend::BegunStep> CudaBackend::BeginStep(const StepInputs& inpu
     const auto outputs = static_cast<int32_t>(inputs.outputs.size());
     graph = graphs_.lower_bound(std::max(rows.num_rows, outputs));
   }
-  nvtxRangePushA(fmt::format("{} rows {} tokens {}", graph != graphs_.end() ? "replay" : "eager",
-                             rows.num_rows, rows.num_tokens)
-                     .c_str());
+  char range[64];  // nothing is allocated a step
+  *fmt::format_to_n(range, sizeof(range) - 1, "{} rows {} tokens {}",
+                    graph != graphs_.end() ? "replay" : "eager", rows.num_rows, rows.num_tokens)
+       .out = '\0';
+  nvtxRangePushA(range);
   const int32_t padded_rows = graph != graphs_.end() ? graph->first : 0;
   ASSIGN_OR_RETURN(staged_, staging_->Stage(inputs, padded_rows, stream_));
   inputs_ = inputs;

@@ -72,7 +72,8 @@ class Decoder {
   std::unique_ptr<kernels::Buffer> arena_;
   void* residual_ = nullptr;  // [T, D]
   void* normed_ = nullptr;    // [T, D]
-  void* partial_ = nullptr;  // [num_k_segments, T, D]: row-parallel products before they are summed
+  void* partial_ =
+      nullptr;  // [partial_segments_, T, D]: row-parallel products before they are summed
   // The next three pairs are never alive together and share memory.
   void* qkv_ = nullptr;        // [T, (H + 2G) * E]
   void* attention_ = nullptr;  // [T, H * E]
