@@ -285,6 +285,7 @@ struct ReserveParams {
   int32_t num_kv_heads = 0;
   int32_t head_size = 0;
   int32_t page_size = 0;  // P
+  int32_t hidden = 0;     // D
   int32_t mlp_width = 0;  // F: this rank's
 };
 
@@ -360,15 +361,24 @@ class Backend {
   virtual absl::Status Embed(const EmbedParams& p) = 0;
   virtual absl::Status AddRmsNorm(const AddRmsNormParams& p) = 0;
   virtual absl::Status Linear(const LinearParams& p) = 0;
+  // In how many segments (LinearParams::num_k_segments) a product is best cut that AddRmsNorm takes
+  // up: at most kMaxKSegments, and 1 for more than kMaxSegmentedTokens.
+  static constexpr int32_t kMaxKSegments = 4;
+  static constexpr int32_t kMaxSegmentedTokens = 512;
+  virtual int32_t KSegments(const Weight&, int32_t num_tokens) const {
+    static_cast<void>(num_tokens);
+    return 1;
+  }
   virtual absl::Status RopeKvWrite(const RopeKvWriteParams& p) = 0;
   virtual absl::Status Attention(const AttentionParams& p) = 0;
   virtual absl::Status GatedActivation(const GatedActivationParams& p) = 0;
+  // Backends without weights (`weight` null) override it.
   virtual absl::Status GatedLinear(const GatedLinearParams& p) {
-    const absl::Status multiplied = Linear({.x = p.x,
-                                            .x_stride = p.x_stride,
-                                            .weight = p.weight,
-                                            .out = p.product,
-                                            .num_tokens = p.num_tokens});
+    absl::Status multiplied = Linear({.x = p.x,
+                                      .x_stride = p.x_stride,
+                                      .weight = p.weight,
+                                      .out = p.product,
+                                      .num_tokens = p.num_tokens});
     if (!multiplied.ok()) return multiplied;
     return GatedActivation({.x = p.product,
                             .out = p.out,

@@ -28,6 +28,9 @@ ABSL_FLAG(std::string, model, "",
           "the model the engines serve: a GGUF file or the folder of a Hugging Face checkpoint");
 ABSL_FLAG(std::string, load_format, "auto",
           "dummy: the checkpoint's folder may lack a tokeniser; clients then send token ids");
+ABSL_FLAG(std::string, generation_config, "auto",
+          "auto: what requests leave out is as the checkpoint's generation_config.json says; none: "
+          "as for any model");
 ABSL_FLAG(std::vector<std::string>, served_model_name, {},
           "names clients may ask for, separated by commas; default: the file's or folder's");
 ABSL_FLAG(std::string, host, "127.0.0.1", "address to listen on");
@@ -77,6 +80,11 @@ absl::StatusOr<ServedModel> LoadServedModel() {
   if (format != "auto" && format != "dummy") {
     return InvalidArgument("--load-format {} must be auto or dummy", format);
   }
+  const std::string generation_config = absl::GetFlag(FLAGS_generation_config);
+  if (generation_config != "auto" && generation_config != "none") {
+    return InvalidArgument("--generation-config {} must be auto or none", generation_config);
+  }
+  options.use_generation_config = generation_config == "auto";
   options.names = absl::GetFlag(FLAGS_served_model_name);
   options.tokenizer_optional = format == "dummy";
   return LoadModel(options);

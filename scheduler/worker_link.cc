@@ -82,7 +82,10 @@ absl::Status WorkerLink::GroupReady(ModelFacts* model) const {
       case shm::RankState::kAbsent:
         return Unavailable("rank {} starts", i);
       case shm::RankState::kLoading:
-        return Unavailable("rank {} loads weights, {:.0f}%", i, 100 * area.load_progress.load());
+        if (const float loaded = area.load_progress.load(); loaded < 1) {
+          return Unavailable("rank {} loads weights, {:.0f}%", i, 100 * loaded);
+        }
+        return Unavailable("rank {} warms up", i);
       case shm::RankState::kFailed:
         return Unavailable("rank {} failed: {}", i,
                            std::string(area.error, strnlen(area.error, sizeof(area.error))));

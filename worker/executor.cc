@@ -75,7 +75,7 @@ absl::Status Executor::Run(const std::atomic<bool>& stop) {
   stop_ = &stop;
   Heartbeat();
   if (overlapped()) finisher_ = std::thread([this] { FinishSteps(); });
-  const absl::Status status = TakeRecords();
+  absl::Status status = TakeRecords();
   StopFinishing();
   return status;
 }

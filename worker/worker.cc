@@ -91,7 +91,8 @@ absl::Status CheckOptions(const WorkerOptions& options) {
 // max_model_len and num_slots bound the page tables.
 absl::StatusOr<std::unique_ptr<kernels::Backend>> MakeBackend(const WorkerOptions& options,
                                                               const ModelSpec& spec, int num_ranks,
-                                                              int max_model_len, int num_slots) {
+                                                              [[maybe_unused]] int max_model_len,
+                                                              [[maybe_unused]] int num_slots) {
   if (options.device == "cuda") {
 #ifdef PENSTOCK_CUDA
     return kernels::cuda::MakeCudaBackend(
@@ -100,10 +101,8 @@ absl::StatusOr<std::unique_ptr<kernels::Backend>> MakeBackend(const WorkerOption
          .enforce_eager = options.enforce_eager});
 #else
     return Unimplemented(
-        "--device cuda: this build has no CUDA engine; build where nvcc is installed "
-        "(max_model_len "
-        "{}, {} slots)",
-        max_model_len, num_slots);
+        "--device cuda: this build has no CUDA engine: build where nvcc 13 is installed "
+        "(kernels/cuda/README.md), or give --device cpu");
 #endif
   }
   if (options.device == "null") {
@@ -240,6 +239,10 @@ absl::Status Worker::Attach() {
 }
 
 absl::Status Worker::Load() {
+  if (options_.device == "cuda" && num_ranks() > 1) {
+    return Unimplemented("--tensor-parallel-size {} with --device cuda is not built yet: give 1",
+                         num_ranks());
+  }
   Checkpoint checkpoint;
   if (options_.model.empty()) {
     checkpoint.spec = NullModelSpec();
@@ -310,7 +313,9 @@ absl::Status Worker::ReportProgress(float progress, int64_t begin_ns) {
   if (stop_.load(std::memory_order_acquire)) return Cancelled("told to stop while loading");
   area().load_progress.store(progress, std::memory_order_release);
   area().heartbeat_ns.store(static_cast<uint64_t>(shm::MonotonicNs()));
-  if (progress < 1.0f && progress < logged_progress_ + 0.25f) return absl::OkStatus();
+  // On a terminal the launcher draws it.
+  const float log_at = isatty(STDERR_FILENO) != 0 ? 1.0f : std::min(1.0f, logged_progress_ + 0.25f);
+  if (progress < log_at) return absl::OkStatus();
   logged_progress_ = progress;
   spdlog::info("msg=\"weights loaded\" percent={:.0f} seconds={:.2f}", progress * 100,
                static_cast<double>(shm::MonotonicNs() - begin_ns) * 1e-9);

@@ -135,9 +135,11 @@ absl::Status ReadIds(const HfConfig& config, const JsonKeys& keys, std::string_v
   return absl::OkStatus();
 }
 
+std::string GenerationConfigPath(const std::string& dir) { return dir + "/generation_config.json"; }
+
 // generation_config.json's ids come before config.json's.
 absl::Status ReadSpecialIds(const std::string& dir, const JsonKeys& keys, HfConfig* config) {
-  const std::string path = dir + "/generation_config.json";
+  const std::string path = GenerationConfigPath(dir);
   std::vector<int32_t> bos;
   std::error_code error;
   if (std::filesystem::exists(path, error)) {
@@ -191,6 +193,23 @@ absl::StatusOr<HfConfig> LoadHfConfig(const std::string& dir) {
   RETURN_IF_ERROR(ReadSlidingWindow(keys, &config));
   RETURN_IF_ERROR(ReadRope(config, keys, &config.rope));
   RETURN_IF_ERROR(ReadSpecialIds(dir, keys, &config));
+  return config;
+}
+
+absl::StatusOr<HfGenerationConfig> ReadHfGenerationConfig(const std::string& dir) {
+  HfGenerationConfig config;
+  config.path = GenerationConfigPath(dir);
+  std::error_code error;
+  if (!std::filesystem::exists(config.path, error)) return config;
+  ASSIGN_OR_RETURN(const json root, ReadJsonFile(config.path));
+  const JsonKeys keys(root, config.path);
+  ASSIGN_OR_RETURN(config.do_sample, keys.FindBool("do_sample"));
+  ASSIGN_OR_RETURN(config.temperature, keys.FindNumber("temperature"));
+  ASSIGN_OR_RETURN(config.top_p, keys.FindNumber("top_p"));
+  ASSIGN_OR_RETURN(config.min_p, keys.FindNumber("min_p"));
+  ASSIGN_OR_RETURN(config.repetition_penalty, keys.FindNumber("repetition_penalty"));
+  ASSIGN_OR_RETURN(config.top_k, keys.FindInt("top_k"));
+  ASSIGN_OR_RETURN(config.max_new_tokens, keys.FindInt("max_new_tokens"));
   return config;
 }
 

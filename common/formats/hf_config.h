@@ -61,6 +61,23 @@ struct HfConfig {
 // outside its bounds.
 absl::StatusOr<HfConfig> LoadHfConfig(const std::string& dir);
 
+// What generation_config.json says about sampling; nullopt: nothing, or null. Types are checked,
+// not ranges: those are the router's (router/request/validate).
+struct HfGenerationConfig {
+  std::string path;               // of the file, for errors
+  std::optional<bool> do_sample;  // false: greedy
+  std::optional<double> temperature;
+  std::optional<double> top_p;
+  std::optional<double> min_p;
+  std::optional<double> repetition_penalty;
+  std::optional<int64_t> top_k;
+  std::optional<int64_t> max_new_tokens;
+};
+
+// Without `dir`/generation_config.json nothing is set. InvalidArgument, naming file and key, if a
+// value is of another type.
+absl::StatusOr<HfGenerationConfig> ReadHfGenerationConfig(const std::string& dir);
+
 // "architecture" alone, for refusing a model whose other keys are named differently.
 absl::StatusOr<std::string> ReadHfArchitecture(const std::string& dir);
 

@@ -17,17 +17,22 @@ absl::Status Attention::Init(const AttentionConfig& c) {
     return InvalidArgument("{} query heads are no multiple of {} KV heads", c.num_heads,
                            c.num_kv_heads);
   }
-  int device = 0, num_sms = 0, major = 0, minor = 0;
+  int device = 0, num_sms = 0, major = 0, minor = 0, max_shared = 0;
   PENSTOCK_CUDA(cudaGetDevice(&device));
   PENSTOCK_CUDA(cudaDeviceGetAttribute(&num_sms, cudaDevAttrMultiProcessorCount, device));
   PENSTOCK_CUDA(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
   PENSTOCK_CUDA(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
+  PENSTOCK_CUDA(
+      cudaDeviceGetAttribute(&max_shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
 
   deep_ = {c.num_heads, c.num_kv_heads, c.head_size, c.page_size, c.max_rows, num_sms};
   deep_.snap_tokens = c.decode_snap_tokens;
   if (c.decode_variant >= 0) deep_.variant = c.decode_variant;
   wide_ = deep_;
-  if (c.decode_variant < 0 && deep_.group() <= 8) wide_.variant = kWideDecode;
+  if (c.decode_variant < 0 && deep_.group() <= 8) {
+    wide_.variant = kWideDecode;
+    if (DecodeSharedBytes(wide_) > max_shared) wide_ = deep_;  // before Hopper
+  }
   RETURN_IF_ERROR(PrepareDecode(deep_));
   RETURN_IF_ERROR(PrepareDecode(wide_));
 

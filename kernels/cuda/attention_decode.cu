@@ -84,7 +84,7 @@ __device__ DecodeBlockStart StartOf(const PlanParams& p, const DecodePlanHeader&
 __global__ void __launch_bounds__(kPlanThreads)
     PlanDecodeKernel(const __grid_constant__ PlanParams p) {
   extern __shared__ int tiles_before[];  // [num_rows + 1]
-  WaitForEarlierKernels();
+  WaitForEarlier();
   const int per_thread = (p.num_rows + kPlanThreads - 1) / kPlanThreads;
   const int begin = min(p.num_rows, static_cast<int>(threadIdx.x) * per_thread);
   const int end = min(p.num_rows, begin + per_thread);
@@ -183,6 +183,8 @@ DecodeWorkspace LayOutDecodeWorkspace(const DecodeConfig& c, void* memory) {
   take(w.partial_stats, pieces);
   return w;
 }
+
+int32_t DecodeSharedBytes(const DecodeConfig& c) { return FindKernel(c).shared_bytes; }
 
 absl::Status PrepareDecode(const DecodeConfig& c) {
   const DecodeEntry entry = FindKernel(c);

@@ -86,6 +86,8 @@ struct DecodeConfig {
 
 size_t DecodeWorkspaceBytes(const DecodeConfig& config);
 DecodeWorkspace LayOutDecodeWorkspace(const DecodeConfig& config, void* memory);
+// Of a block; 0 where there is no kernel.
+int32_t DecodeSharedBytes(const DecodeConfig& config);
 // Raises the kernel's shared memory limit; before the first launch. UNIMPLEMENTED names what there
 // is no kernel for.
 absl::Status PrepareDecode(const DecodeConfig& config);

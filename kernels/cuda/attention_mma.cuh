@@ -68,17 +68,4 @@ __device__ __forceinline__ float Exp2(float x) {
   return y;
 }
 
-// Waits until every earlier kernel's writes are visible; a no-op where there is no programmatic
-// launch.
-__device__ __forceinline__ void WaitForEarlierKernels() {
-#if __CUDA_ARCH__ >= 900
-  cudaGridDependencySynchronize();
-#endif
-}
-__device__ __forceinline__ void LetNextKernelStart() {
-#if __CUDA_ARCH__ >= 900
-  cudaTriggerProgrammaticLaunchCompletion();
-#endif
-}
-
 }  // namespace penstock::kernels::cuda

@@ -5,6 +5,7 @@
 #include "kernels/cuda/attention_mma.cuh"
 #include "kernels/cuda/attention_prefill.h"
 #include "kernels/cuda/device.h"
+#include "kernels/cuda/vector.cuh"
 
 namespace penstock::kernels::cuda {
 namespace {
@@ -212,8 +213,8 @@ template <int kHeadSize>
 __global__ void __launch_bounds__(kThreads)
     PrefillKernel(const __grid_constant__ PrefillKernelParams p) {
   extern __shared__ __align__(128) char shared_memory[];
-  LetNextKernelStart();
-  WaitForEarlierKernels();
+  LetNextStart();
+  WaitForEarlier();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const uint32_t queries = SharedAddress(shared_memory);
   const uint32_t tokens = queries + kPortableTileQueries * kHeadSize * 2;
@@ -261,7 +262,7 @@ struct LocateParams {
 };
 
 __global__ void LocatePagesKernel(const __grid_constant__ LocateParams p) {
-  WaitForEarlierKernels();
+  WaitForEarlier();
   const int item = blockIdx.x * blockDim.x + threadIdx.x;
   if (item >= p.num_items) return;
   p.items.first_page[item] =

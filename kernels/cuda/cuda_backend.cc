@@ -85,7 +85,12 @@ class CudaBackend : public Backend {
     return cuda::AddRmsNorm(stream_, p);
   }
   absl::Status Linear(const LinearParams& p) override {
-    return Multiply(*p.weight, p.x, p.x_stride, p.bias, p.out, p.num_tokens, LinearOutput::kBf16);
+    return Multiply(*p.weight, p.x, p.x_stride, p.bias, p.out, p.num_tokens, LinearOutput::kBf16,
+                    p.num_k_segments);
+  }
+  int32_t KSegments(const Weight& weight, int32_t num_tokens) const override {
+    if (num_tokens > kMaxSegmentedTokens) return 1;
+    return linear_->BestSegments({weight.rows, weight.cols}, num_tokens);
   }
   absl::Status RopeKvWrite(const RopeKvWriteParams& p) override {
     return cuda::RopeKvWrite(stream_, p);
@@ -111,7 +116,7 @@ class CudaBackend : public Backend {
     if (use != WeightUse::kEmbedding) linears_.insert({rows, cols});
   }
   absl::Status Multiply(const Weight& weight, const void* x, int64_t x_stride, const float* bias,
-                        void* out, int32_t num_tokens, LinearOutput output);
+                        void* out, int32_t num_tokens, LinearOutput output, int32_t k_segments = 1);
   absl::Status PlanLinears(const ReserveParams& params);
 
   const CudaOptions options_;
@@ -200,6 +205,11 @@ absl::Status CudaBackend::PlanLinears(const ReserveParams& p) {
     const LinearOutput output = head ? LinearOutput::kFloat : LinearOutput::kBf16;
     const int32_t max_tokens = head ? p.max_logits : p.max_tokens;
     planned.push_back({.shape = {.n = n, .k = k, .output = output}, .max_tokens = max_tokens});
+    for (int32_t segments = 2; n == p.hidden && segments <= kMaxKSegments; segments *= 2) {
+      if (k % (segments * 8) != 0) continue;
+      planned.push_back({.shape = {.n = n, .k = k, .output = output, .k_segments = segments},
+                         .max_tokens = std::min(max_tokens, kMaxSegmentedTokens)});
+    }
     if (n == int64_t{2} * p.mlp_width) {
       planned.push_back(
           {.shape = {.n = n, .k = k, .output = LinearOutput::kSiluUp}, .max_tokens = max_tokens});
@@ -238,9 +248,11 @@ absl::StatusOr<Backend::BegunStep> CudaBackend::BeginStep(const StepInputs& inpu
     const auto outputs = static_cast<int32_t>(inputs.outputs.size());
     graph = graphs_.lower_bound(std::max(rows.num_rows, outputs));
   }
-  nvtxRangePushA(fmt::format("{} rows {} tokens {}", graph != graphs_.end() ? "replay" : "eager",
-                             rows.num_rows, rows.num_tokens)
-                     .c_str());
+  char range[64];  // nothing is allocated a step
+  *fmt::format_to_n(range, sizeof(range) - 1, "{} rows {} tokens {}",
+                    graph != graphs_.end() ? "replay" : "eager", rows.num_rows, rows.num_tokens)
+       .out = '\0';
+  nvtxRangePushA(range);
   const int32_t padded_rows = graph != graphs_.end() ? graph->first : 0;
   ASSIGN_OR_RETURN(staged_, staging_->Stage(inputs, padded_rows, stream_));
   inputs_ = inputs;
@@ -296,18 +308,19 @@ absl::Status CudaBackend::EndCapture() {
 
 absl::Status CudaBackend::Multiply(const Weight& weight, const void* x, int64_t x_stride,
                                    const float* bias, void* out, int32_t num_tokens,
-                                   LinearOutput output) {
+                                   LinearOutput output, int32_t k_segments) {
   const CudaWeight& matrix = AsCuda(weight);
   const int64_t width = output == LinearOutput::kSiluUp ? matrix.rows / 2 : matrix.rows;
-  return linear_->Run({.shape = {.n = matrix.rows, .k = matrix.cols, .output = output},
-                       .num_tokens = num_tokens,
-                       .x = static_cast<const __nv_bfloat16*>(x),
-                       .x_stride = x_stride,
-                       .weight = matrix.data,
-                       .bias = bias,
-                       .out = out,
-                       .out_stride = width},
-                      stream_);
+  return linear_->Run(
+      {.shape = {.n = matrix.rows, .k = matrix.cols, .output = output, .k_segments = k_segments},
+       .num_tokens = num_tokens,
+       .x = static_cast<const __nv_bfloat16*>(x),
+       .x_stride = x_stride,
+       .weight = matrix.data,
+       .bias = bias,
+       .out = out,
+       .out_stride = width},
+      stream_);
 }
 
 absl::Status CudaBackend::GatherRows(const GatherRowsParams& p) {

@@ -1,6 +1,7 @@
 #include "kernels/cuda/linear.h"
 
 #include <algorithm>
+#include <limits>
 #include <optional>
 #include <set>
 #include <vector>
@@ -15,13 +16,16 @@
 namespace penstock::kernels::cuda {
 namespace {
 
-constexpr int kCacheRevision = 6;  // of the file's form and of the stream kernels behind the names
-constexpr int kMaxLtCandidates = 12;
+constexpr int kCacheRevision = 9;  // of the file's form and of the stream kernels behind the names
+constexpr int kMaxLtCandidates = 32;
 constexpr int32_t kUnplannedStreamTokens =
     8;                                // up to here the stream kernels win on every shape seen
 constexpr double kBalanceKept = 0.7;  // of the best: variants that idle more are not worth timing
 constexpr float kActivationUs =
     2;  // of a gated activation by itself, at sizes where both ways exist
+// To read one more segment's product: at least, and by its size.
+constexpr float kSegmentUs = 0.2f;
+constexpr float kSegmentBytesPerUs = 3e6f;
 constexpr int32_t kLadder[] = {1,   2,   4,   8,   16,   24,   32,   48,   64,   96,   128, 192,
                                256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192};
 
@@ -90,7 +94,8 @@ class LinearImpl : public Linear {
         wanted.emplace(std::make_pair(s, m), LinearChoice{});
         weight_bytes = std::max(weight_bytes, static_cast<size_t>(s.n * s.k * 2));
         x_bytes = std::max(x_bytes, static_cast<size_t>(m * s.k * 2));
-        out_bytes = std::max(out_bytes, static_cast<size_t>(m * OutFeatures(s) * OutSize(s)));
+        out_bytes = std::max(out_bytes,
+                             static_cast<size_t>(m * OutFeatures(s) * OutSize(s) * s.k_segments));
       }
     }
     if (wanted.empty()) return absl::OkStatus();
@@ -143,6 +148,23 @@ class LinearImpl : public Linear {
            0;
   }
 
+  int32_t BestSegments(const LinearShape& shape, int32_t num_tokens) const override {
+    int32_t best = 1;
+    float best_us = std::numeric_limits<float>::max();
+    for (LinearShape cut = shape; const int32_t segments : {1, 2, 4}) {
+      cut.k_segments = segments;
+      const LinearChoice* const choice = Choice(cut, num_tokens);
+      if (choice == nullptr) continue;
+      const auto bytes = static_cast<float>(num_tokens * OutFeatures(cut) * OutSize(cut));
+      const float us =
+          choice->us + static_cast<float>(segments - 1) * (kSegmentUs + bytes / kSegmentBytesPerUs);
+      if (us >= best_us) continue;
+      best = segments;
+      best_us = us;
+    }
+    return best;
+  }
+
   std::string Describe(const LinearShape& shape, int32_t num_tokens) const override {
     const LinearChoice* const choice = Choice(shape, num_tokens);
     if (choice == nullptr) {
@@ -162,6 +184,10 @@ class LinearImpl : public Linear {
         call.out_stride < OutFeatures(s)) {
       return InvalidArgument("linear of M {} N {} K {} with strides {} and {}", call.num_tokens,
                              s.n, s.k, call.x_stride, call.out_stride);
+    }
+    if (s.k_segments < 1 || s.k % s.k_segments != 0 ||
+        (s.k_segments > 1 && s.output == LinearOutput::kSiluUp)) {
+      return InvalidArgument("linear of K {} can't be cut in {} segments", s.k, s.k_segments);
     }
     if (s.output == LinearOutput::kSiluUp && (s.n % 2 != 0 || call.bias != nullptr)) {
       return InvalidArgument("a gated linear has an even N and no bias");
@@ -187,7 +213,7 @@ class LinearImpl : public Linear {
   // columns, another may in rows), and even work.
   std::vector<int> Variants(const LinearShape& shape, int32_t num_tokens) const {
     std::vector<int> result;
-    if (!hopper_ || shape.k % 8 != 0) return result;
+    if (!hopper_ || shape.k % 8 != 0 || shape.k_segments > 1) return result;
     const auto configs = StreamConfigs();
     int32_t tokens = 0;
     double best = 0;

@@ -35,6 +35,10 @@ struct LinearShape {
   int64_t n = 0;
   int64_t k = 0;
   LinearOutput output = LinearOutput::kBf16;
+  // S > 1: K is cut in S equal parts whose products are written apart, out[S, M, N], for a kernel
+  // after it to add: where few tokens make few tiles of output, S times as many blocks share K,
+  // without a kernel of their own to add up. Not with kSiluUp.
+  int32_t k_segments = 1;
   friend auto operator<=>(const LinearShape&, const LinearShape&) = default;
 };
 
@@ -46,8 +50,8 @@ struct LinearCall {
   const __nv_bfloat16* x = nullptr;  // [M, K]
   int64_t x_stride = 0;
   const __nv_bfloat16* weight = nullptr;  // [N, K], packed
-  const float* bias = nullptr;            // [N] or null; not with kSiluUp
-  void* out = nullptr;                    // [M, N], or [M, N/2] for kSiluUp
+  const float* bias = nullptr;            // [N] or null; of the first segment; not with kSiluUp
+  void* out = nullptr;                    // [M, N] ([S, M, N], packed), or [M, N/2] for kSiluUp
   int64_t out_stride = 0;
 };
 
@@ -86,6 +90,8 @@ class Linear {
   // INVALID_ARGUMENT names a size that contradicts the others.
   virtual absl::Status Run(const LinearCall& call, cudaStream_t stream) = 0;
   virtual bool FusesSiluUp(const LinearShape& shape, int32_t num_tokens) const = 0;
+  // The k_segments that were measured best for the rest of `shape`; 1 if none were planned.
+  virtual int32_t BestSegments(const LinearShape& shape, int32_t num_tokens) const = 0;
 
   // What Run would do, for logs and tests: "stream r32 ..., 8.1 us" or "cublaslt ...".
   virtual std::string Describe(const LinearShape& shape, int32_t num_tokens) const = 0;

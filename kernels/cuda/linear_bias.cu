@@ -1,5 +1,6 @@
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/linear_lt.h"
+#include "kernels/cuda/vector.cuh"
 
 namespace penstock::kernels::cuda {
 namespace {
@@ -14,10 +15,8 @@ __device__ void Add(__nv_bfloat16& value, float bias) {
 // Grid: blocks of kThreads features, tokens.
 template <typename T>
 __global__ void AddBiasKernel(T* out, int64_t out_stride, const float* bias, int64_t n) {
-#if __CUDA_ARCH__ >= 900
-  cudaGridDependencySynchronize();
-  cudaTriggerProgrammaticLaunchCompletion();
-#endif
+  WaitForEarlier();
+  LetNextStart();
   const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (i < n) Add(out[blockIdx.y * out_stride + i], bias[i]);
 }

@@ -35,10 +35,13 @@ bool ParseLine(const std::string& line, LinearChoices& choices) {
   int32_t tokens = 0;
   std::string kind, what, rest;
   LinearChoice choice;
-  if (!(in >> shape.n >> shape.k >> output >> tokens >> kind >> what >> choice.us) || in >> rest) {
+  if (!(in >> shape.n >> shape.k >> output >> shape.k_segments >> tokens >> kind >> what >>
+        choice.us) ||
+      in >> rest) {
     return false;
   }
-  if (shape.n <= 0 || shape.k <= 0 || tokens <= 0 || output < 0 || output > 2) return false;
+  if (shape.n <= 0 || shape.k <= 0 || shape.k_segments <= 0 || tokens <= 0) return false;
+  if (output < 0 || output > 2) return false;
   shape.output = static_cast<LinearOutput>(output);
   if (kind == kStream) {
     choice.stream = what;
@@ -54,7 +57,8 @@ std::string FormatChoices(std::string_view header, const LinearChoices& choices)
   std::string text = fmt::format("{}\n", header);
   for (const auto& [key, choice] : choices) {
     const auto& [shape, tokens] = key;
-    text += fmt::format("{} {} {} {} ", shape.n, shape.k, static_cast<int>(shape.output), tokens);
+    text += fmt::format("{} {} {} {} {} ", shape.n, shape.k, static_cast<int>(shape.output),
+                        shape.k_segments, tokens);
     if (choice.stream.empty()) {
       text += fmt::format("{} ", kLt);
       for (const uint64_t word : choice.algorithm) text += fmt::format("{:016x}", word);

@@ -1,7 +1,7 @@
 // Measured choices of how to run a linear, on disk. One text file for a kind of GPU and version of
 // cuBLAS: the header line, then a line a choice:
-//   n k output tokens stream <variant> <us>
-//   n k output tokens lt <128 hex digits> <us>
+//   n k output k_segments tokens stream <variant> <us>
+//   n k output k_segments tokens lt <128 hex digits> <us>
 // A file that is not exactly so is no file: choices are measured anew. Host code alone.
 #pragma once
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 
 #include "kernels/cuda/device.h"
 
@@ -11,6 +12,20 @@ namespace {
 absl::Status LtStatus(cublasStatus_t status, const char* call) {
   if (status == CUBLAS_STATUS_SUCCESS) return absl::OkStatus();
   return Internal("{}: cuBLASLt says {}", call, cublasLtGetStatusName(status));
+}
+
+// What the rows of an operand, and its segments, begin at multiples of.
+int64_t RowBytes(const LinearShape& shape, int64_t stride) {
+  return 2 * std::gcd(stride, shape.k / shape.k_segments);
+}
+
+absl::Status SetBatch(cublasLtMatrixLayoutOpaque_t* layout, int32_t count, int64_t stride) {
+  RETURN_IF_ERROR(LtStatus(cublasLtMatrixLayoutSetAttribute(
+                               layout, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &count, sizeof(count)),
+                           "batch count"));
+  return LtStatus(cublasLtMatrixLayoutSetAttribute(
+                      layout, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &stride, sizeof(stride)),
+                  "batch stride");
 }
 
 // The largest power of two up to 256 that divides the address and the row's bytes.
@@ -33,7 +48,8 @@ struct Lt::Problem {
       return FailedPrecondition("cuBLASLt does not fuse the gated activation");
     }
     Problem p;
-    const auto n = static_cast<uint64_t>(shape.n), k = static_cast<uint64_t>(shape.k);
+    const int64_t segment = shape.k / shape.k_segments;
+    const auto n = static_cast<uint64_t>(shape.n), k = static_cast<uint64_t>(segment);
     const auto m = static_cast<uint64_t>(num_tokens);
     const cudaDataType_t out_type = shape.output == LinearOutput::kFloat ? CUDA_R_32F : CUDA_R_16BF;
     RETURN_IF_ERROR(LtStatus(cublasLtMatmulDescInit(&p.operation, CUBLAS_COMPUTE_32F, CUDA_R_32F),
@@ -49,6 +65,11 @@ struct Lt::Problem {
         LtStatus(cublasLtMatrixLayoutInit(&p.x, CUDA_R_16BF, k, m, x_stride), "x layout"));
     RETURN_IF_ERROR(
         LtStatus(cublasLtMatrixLayoutInit(&p.out, out_type, n, m, out_stride), "out layout"));
+    if (shape.k_segments > 1) {  // a batch of products, each of a part of K
+      RETURN_IF_ERROR(SetBatch(&p.weight, shape.k_segments, segment));
+      RETURN_IF_ERROR(SetBatch(&p.x, shape.k_segments, segment));
+      RETURN_IF_ERROR(SetBatch(&p.out, shape.k_segments, num_tokens * out_stride));
+    }
     return p;
   }
 
@@ -101,8 +122,7 @@ std::vector<LtAlgorithm> Lt::Candidates(const LinearShape& shape, int32_t num_to
                                         int count) const {
   absl::StatusOr<Problem> problem = Problem::Make(shape, num_tokens, shape.k, shape.n);
   if (!problem.ok()) return {};
-  const uint32_t align =
-      Alignment(nullptr, 2 * shape.k) < 16 ? Alignment(nullptr, 2 * shape.k) : 16;
+  const uint32_t align = std::min<uint32_t>(16, Alignment(nullptr, RowBytes(shape, shape.k)));
   const uint32_t out_align = std::min<uint32_t>(
       16, Alignment(nullptr, shape.n * (shape.output == LinearOutput::kFloat ? 4 : 2)));
   return problem->Ask(handle_, workspace_bytes_, align, align, out_align, count);
@@ -112,8 +132,8 @@ absl::Status Lt::Run(const LinearCall& call, const LtAlgorithm* algorithm, cudaS
   ASSIGN_OR_RETURN(Problem problem,
                    Problem::Make(call.shape, call.num_tokens, call.x_stride, call.out_stride));
   const int64_t out_size = call.shape.output == LinearOutput::kFloat ? 4 : 2;
-  const uint32_t weight_align = Alignment(call.weight, 2 * call.shape.k);
-  const uint32_t x_align = Alignment(call.x, 2 * call.x_stride);
+  const uint32_t weight_align = Alignment(call.weight, RowBytes(call.shape, call.shape.k));
+  const uint32_t x_align = Alignment(call.x, RowBytes(call.shape, call.x_stride));
   const uint32_t out_align = Alignment(call.out, out_size * call.out_stride);
   const uint32_t least = std::min({weight_align, x_align, out_align});
   // Planned algorithms may rely on 16 bytes.

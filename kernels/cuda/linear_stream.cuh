@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "kernels/cuda/linear.h"
+#include "kernels/cuda/vector.cuh"
 
 namespace penstock::kernels::cuda::stream {
 
@@ -85,17 +86,7 @@ __device__ __forceinline__ void Multiply(float (&c)[4], uint32_t a0, uint32_t a1
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
-// What needs Hopper; elsewhere clusters have one block and kernels never overlap.
-__device__ __forceinline__ void WaitForEarlierKernels() {
-#if __CUDA_ARCH__ >= 900
-  cudaGridDependencySynchronize();
-#endif
-}
-__device__ __forceinline__ void LetLaterKernelsStart() {
-#if __CUDA_ARCH__ >= 900
-  cudaTriggerProgrammaticLaunchCompletion();
-#endif
-}
+// What needs Hopper; elsewhere clusters have one block.
 __device__ __forceinline__ void PrefetchL2(const void* source, uint32_t bytes) {
 #if __CUDA_ARCH__ >= 900
   asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(source), "r"(bytes) : "memory");
@@ -335,7 +326,7 @@ __global__ void __launch_bounds__(C::kThreads) Kernel(const __grid_constant__ Pa
     CommitCopies();
     advance();
   }
-  LetLaterKernelsStart();
+  LetNextStart();
   if (rank == 0) {
     const int64_t begin = int64_t{C::kStages} * C::kSources * C::kBlockK;
     int64_t count = p.l2_prefetch_bytes / (2 * C::kOwnRows);
@@ -347,7 +338,7 @@ __global__ void __launch_bounds__(C::kThreads) Kernel(const __grid_constant__ Pa
       PrefetchL2(p.weight + source_row * p.k + begin, static_cast<uint32_t>(count / 8 * 16));
     }
   }
-  WaitForEarlierKernels();
+  WaitForEarlier();
   copy_tile = cluster, copy_block = 0;
 #pragma unroll
   for (int slot = 0; slot < C::kStages; ++slot) {

@@ -119,8 +119,7 @@ StepStaging::Layout StepStaging::LayOut(int32_t num_rows, int32_t num_tokens,
   return layout;
 }
 
-StagedStep StepStaging::OnDevice(const Layout& layout, int32_t num_rows, int32_t num_tokens,
-                                 int32_t num_outputs) const {
+StagedStep StepStaging::OnDevice(const Layout& layout, int32_t num_rows, int32_t num_tokens) const {
   StagedStep step;
   step.rows.num_rows = num_rows;
   step.rows.num_tokens = num_tokens;
@@ -133,13 +132,12 @@ StagedStep StepStaging::OnDevice(const Layout& layout, int32_t num_rows, int32_t
   step.output_token = At<int32_t>(device_description_, layout.output_token);
   step.outputs = At<DeviceSampleRow>(device_description_, layout.outputs);
   step.side = At<int32_t>(device_description_, layout.side);
-  step.num_outputs = num_outputs;
   return step;
 }
 
 StagedStep StepStaging::LayOutPadded(int32_t padded_rows) const {
   const Layout layout = LayOut(padded_rows, padded_rows, padded_rows);
-  StagedStep step = OnDevice(layout, padded_rows, padded_rows, padded_rows);
+  StagedStep step = OnDevice(layout, padded_rows, padded_rows);
   step.rows.num_single = padded_rows;
   return step;
 }
@@ -211,7 +209,7 @@ absl::StatusOr<StagedStep> StepStaging::Stage(const StepInputs& inputs, int32_t 
                                 cudaMemcpyHostToDevice, stream));
   PENSTOCK_CUDA(cudaEventRecord(clock.began, stream));
   flight.num_runs = flight.num_tokens = flight.num_pages = 0;
-  StagedStep step = OnDevice(layout, num_rows, num_tokens, num_outputs);
+  StagedStep step = OnDevice(layout, num_rows, num_tokens);
   step.rows.num_single = padded_rows > 0 ? padded_rows : inputs.rows.num_single;
   step.rows.host_token_begin = inputs.rows.host_token_begin;
   step.rows.host_context_len = inputs.rows.host_context_len;

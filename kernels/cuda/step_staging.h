@@ -29,10 +29,9 @@ constexpr int kMaxStepsInFlight = 2;
 // Where a step's description lies on the device.
 struct StagedStep {
   BatchRows rows;                            // host_token_begin and host_context_len in host memory
-  const int32_t* output_token = nullptr;     // [num_outputs], -1: padding
-  const DeviceSampleRow* outputs = nullptr;  // [num_outputs]
+  const int32_t* output_token = nullptr;     // [O], -1: padding
+  const DeviceSampleRow* outputs = nullptr;  // [O]
   const int32_t* side = nullptr;
-  int32_t num_outputs = 0;
 };
 
 struct StagingConfig {
@@ -63,7 +62,7 @@ class StepStaging {
   // Where a padded step will lie, for capturing.
   StagedStep LayOutPadded(int32_t padded_rows) const;
 
-  // Where the step's samplers write, [num_outputs].
+  // Where the step's samplers write, [O].
   int32_t* ids() const { return device_ids_->as<int32_t>(); }
   SampledLogprobs* logprobs() const { return device_logprobs_->as<SampledLogprobs>(); }
 
@@ -98,8 +97,7 @@ class StepStaging {
   explicit StepStaging(const StagingConfig& config) : config_(config) {}
   absl::Status Init();
   Layout LayOut(int32_t num_rows, int32_t num_tokens, int32_t num_outputs) const;
-  StagedStep OnDevice(const Layout& layout, int32_t num_rows, int32_t num_tokens,
-                      int32_t num_outputs) const;
+  StagedStep OnDevice(const Layout& layout, int32_t num_rows, int32_t num_tokens) const;
   // Returns the bytes of the description.
   absl::StatusOr<size_t> Describe(const StepInputs& inputs, const Layout& layout,
                                   int32_t padded_rows, Flight* flight) const;

@@ -105,21 +105,24 @@ absl::Status SetBiases(const RequestFields& fields, const ModelLimits& limits,
   return absl::OkStatus();
 }
 
-absl::Status SetNumbers(const RequestFields& fields, wire::Sampling* sampling) {
+absl::Status SetNumbers(const RequestFields& fields, const SamplingDefaults& defaults,
+                        wire::Sampling* sampling) {
   constexpr double kMaxFloat = std::numeric_limits<float>::max();
   constexpr double kTiny = std::numeric_limits<float>::min();
   constexpr int64_t kMaxInt = std::numeric_limits<int32_t>::max();
   float number = 0;
-  RETURN_IF_ERROR(Number("temperature", fields.temperature, 1, 0, kMaxFloat,
+  RETURN_IF_ERROR(Number("temperature", fields.temperature, defaults.temperature, 0, kMaxFloat,
                          "0 (greedy) or a positive number", &number));
   sampling->set_temperature(number);
-  RETURN_IF_ERROR(
-      Number("top_p", fields.top_p, 1, kTiny, 1, "a number above 0 and at most 1", &number));
+  RETURN_IF_ERROR(Number("top_p", fields.top_p, defaults.top_p, kTiny, 1,
+                         "a number above 0 and at most 1", &number));
   sampling->set_top_p(number);
-  RETURN_IF_ERROR(Number("min_p", fields.min_p, 0, 0, 1, "a number from 0 to 1", &number));
+  RETURN_IF_ERROR(
+      Number("min_p", fields.min_p, defaults.min_p, 0, 1, "a number from 0 to 1", &number));
   sampling->set_min_p(number);
-  RETURN_IF_ERROR(Number("repetition_penalty", fields.repetition_penalty, 1, kTiny, kMaxFloat,
-                         "a number above 0", &number));
+  RETURN_IF_ERROR(Number("repetition_penalty", fields.repetition_penalty,
+                         defaults.repetition_penalty, kTiny, kMaxFloat, "a number above 0",
+                         &number));
   sampling->set_repetition_penalty(number);
   RETURN_IF_ERROR(Number("presence_penalty", fields.presence_penalty, 0, -2, 2,
                          "a number from -2 to 2", &number));
@@ -128,7 +131,7 @@ absl::Status SetNumbers(const RequestFields& fields, wire::Sampling* sampling) {
                          "a number from -2 to 2", &number));
   sampling->set_frequency_penalty(number);
   int32_t integer = 0;
-  RETURN_IF_ERROR(Integer("top_k", fields.top_k, 0, -1, kMaxInt,
+  RETURN_IF_ERROR(Integer("top_k", fields.top_k, defaults.top_k, -1, kMaxInt,
                           "-1 or 0 (off) or a positive integer", &integer));
   sampling->set_top_k(std::max(integer, 0));
   RETURN_IF_ERROR(Integer("min_tokens", fields.min_tokens, 0, 0, kMaxInt, "0 or more", &integer));
@@ -172,6 +175,14 @@ absl::StatusOr<std::string> CheckModel(const std::string& name, const ModelLimit
   return status;
 }
 
+absl::Status CheckDefaults(const SamplingDefaults& defaults) {
+  wire::Sampling sampling;
+  RETURN_IF_ERROR(SetNumbers({}, defaults, &sampling));
+  int32_t max_new_tokens = 0;
+  return Integer("max_new_tokens", defaults.max_new_tokens, 1, 1,
+                 std::numeric_limits<int32_t>::max(), "a positive integer", &max_new_tokens);
+}
+
 absl::StatusOr<GenerationRequest> Validate(RequestFields fields, const ModelLimits& limits) {
   GenerationRequest request;
   ASSIGN_OR_RETURN(request.model, CheckModel(fields.model, limits));
@@ -185,7 +196,7 @@ absl::StatusOr<GenerationRequest> Validate(RequestFields fields, const ModelLimi
                                        *fields.n));
   }
   RETURN_IF_ERROR(CheckPrompt(fields.prompt, limits));
-  RETURN_IF_ERROR(SetNumbers(fields, &request.sampling));
+  RETURN_IF_ERROR(SetNumbers(fields, limits.defaults, &request.sampling));
   RETURN_IF_ERROR(CheckStops(fields, limits));
   RETURN_IF_ERROR(SetBiases(fields, limits, &request.sampling));
   RETURN_IF_ERROR(Integer("priority", fields.priority, 0, std::numeric_limits<int32_t>::min(),
@@ -225,7 +236,10 @@ absl::Status FitToContext(int64_t prompt_len, const ModelLimits& limits,
   }
   wire::Sampling& sampling = request->sampling;
   if (sampling.max_tokens() == 0) {
-    sampling.set_max_tokens(static_cast<int32_t>(room));
+    // What the model suggests must neither fit nor keep a request from its own min_tokens.
+    const int64_t suggested = limits.defaults.max_new_tokens.value_or(room);
+    const int64_t wanted = std::max<int64_t>(suggested, sampling.min_tokens());
+    sampling.set_max_tokens(static_cast<int32_t>(std::min(wanted, room)));
   } else if (sampling.max_tokens() > room) {
     return FieldError(
         "max_tokens",

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -22,11 +23,24 @@ constexpr int kMaxBiases = 1024;
 constexpr int kMaxMessages = 4096;
 constexpr int kMaxRequestIdLength = 256;
 
-// What the served model allows.
+// What a request gets for what it leaves out, unless the model says otherwise.
+struct SamplingDefaults {
+  double temperature = 1;
+  double top_p = 1;
+  double min_p = 0;
+  double repetition_penalty = 1;
+  int64_t top_k = 0;                      // 0: off
+  std::optional<int64_t> max_new_tokens;  // nullopt: what the context still holds
+
+  bool operator==(const SamplingDefaults&) const = default;
+};
+
+// What the served model allows and suggests.
 struct ModelLimits {
   std::vector<std::string> names;  // that it is served under, at least one
   int32_t vocab_size = 0;
   int32_t max_model_len = 0;  // prompt and output together
+  SamplingDefaults defaults = {};
 };
 
 // A sound request. `sampling` lacks what depends on the prompt's length (FitToContext) and on the
@@ -51,14 +65,19 @@ struct GenerationRequest {
   std::string cache_salt;
 };
 
+// `limits.defaults` have passed CheckDefaults.
 absl::StatusOr<GenerationRequest> Validate(RequestFields fields, const ModelLimits& limits);
+
+// Whether requests could ask for these values; names the field that none could.
+absl::Status CheckDefaults(const SamplingDefaults& defaults);
 
 // The name under which the model was asked for: the first served one if `name` is empty. NOT_FOUND
 // if it isn't served.
 absl::StatusOr<std::string> CheckModel(const std::string& name, const ModelLimits& limits);
 
 // Checks the prompt's length in tokens against the context and settles sampling.max_tokens: what
-// was asked for must fit, by default it is what the context still holds.
+// was asked for must fit; by default it is what the context still holds, or the model's
+// max_new_tokens where that is less.
 absl::Status FitToContext(int64_t prompt_len, const ModelLimits& limits,
                           GenerationRequest* request);
 

@@ -6,6 +6,7 @@
 #include <ctime>
 #include <filesystem>
 #include <memory>
+#include <string>
 #include <utility>
 
 #include "common/formats/gguf.h"
@@ -57,6 +58,29 @@ absl::Status LoadHf(bool tokenizer_optional, ServedModel* model) {
   return SetChat(ChatTemplate::FromHf(tokenizer_config), model);
 }
 
+absl::Status LoadDefaults(ServedModel* model) {
+  ASSIGN_OR_RETURN(const HfGenerationConfig file, ReadHfGenerationConfig(model->path));
+  SamplingDefaults& defaults = model->defaults;
+  defaults.temperature = file.temperature.value_or(defaults.temperature);
+  defaults.top_p = file.top_p.value_or(defaults.top_p);
+  defaults.min_p = file.min_p.value_or(defaults.min_p);
+  defaults.repetition_penalty = file.repetition_penalty.value_or(defaults.repetition_penalty);
+  defaults.top_k = file.top_k.value_or(defaults.top_k);
+  defaults.max_new_tokens = file.max_new_tokens;
+  if (const absl::Status status = CheckDefaults(defaults); !status.ok()) {
+    return InvalidArgument("{}: {}, or start with --generation-config none", file.path,
+                           Message(status));
+  }
+  if (!file.do_sample.value_or(true)) defaults.temperature = 0;
+  if (defaults == SamplingDefaults()) return absl::OkStatus();
+  spdlog::info(
+      "msg=\"requests default to the model's sampling\" file={} temperature={} top_p={} min_p={} "
+      "repetition_penalty={} top_k={} max_new_tokens={}",
+      file.path, defaults.temperature, defaults.top_p, defaults.min_p, defaults.repetition_penalty,
+      defaults.top_k, defaults.max_new_tokens ? std::to_string(*defaults.max_new_tokens) : "none");
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::StatusOr<ServedModel> LoadModel(const LoadModelOptions& options) {
@@ -73,6 +97,7 @@ absl::StatusOr<ServedModel> LoadModel(const LoadModelOptions& options) {
   }
   const bool is_folder = IsHfCheckpoint(model.path);
   RETURN_IF_ERROR(is_folder ? LoadHf(options.tokenizer_optional, &model) : LoadGguf(&model));
+  if (is_folder && options.use_generation_config) RETURN_IF_ERROR(LoadDefaults(&model));
   model.names = options.names;
   std::erase(model.names, "");
   if (model.names.empty()) {

@@ -1,4 +1,5 @@
-// Reads what the router needs of a model: its tokeniser, chat template and limits. Not its weights.
+// Reads what the router needs of a model: its tokeniser, chat template, limits and sampling
+// defaults. Not its weights.
 #pragma once
 
 #include <string>
@@ -14,6 +15,8 @@ struct LoadModelOptions {
   std::vector<std::string> names;  // that it is served under; none: the file's or folder's
   // A folder may lack a tokeniser: then clients speak token ids.
   bool tokenizer_optional = false;
+  // What requests leave out is as a folder's generation_config.json says. GGUF files say nothing.
+  bool use_generation_config = true;
 };
 
 // NotFound if there is nothing at the path or a file is missing; InvalidArgument or Unimplemented,

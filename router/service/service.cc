@@ -23,7 +23,8 @@ ModelLimits RouterService::limits() const {
   const int32_t loaded = static_cast<int32_t>(engines_.max_model_len());
   return {.names = model_.names,
           .vocab_size = model_.vocab_size,
-          .max_model_len = loaded != 0 ? loaded : model_.context_length};
+          .max_model_len = loaded != 0 ? loaded : model_.context_length,
+          .defaults = model_.defaults};
 }
 
 absl::StatusOr<std::shared_ptr<Generation>> RouterService::Prepare(

@@ -32,7 +32,8 @@ struct ServedModel {
   std::unique_ptr<Tokenizer> tokenizer;         // never null, but perhaps without text
   std::unique_ptr<ChatTemplate> chat_template;  // null: see why_no_chat
   std::string why_no_chat = "the model has no chat template";
-  int64_t created = 0;  // Unix time at which it was loaded
+  SamplingDefaults defaults = {};  // what requests leave out
+  int64_t created = 0;             // Unix time at which it was loaded
 };
 
 class RouterService {

@@ -67,8 +67,8 @@ using RunFunction = std::function<absl::Status(const LinearCall&)>;
 // Runs and compares a sample of the outputs (all of them where there are few).
 void Check(const Case& c, const RunFunction& run, std::vector<float>* result = nullptr) {
   SCOPED_TRACE(testing::Message() << "M " << c.tokens << " N " << c.shape.n << " K " << c.shape.k
-                                  << " output " << static_cast<int>(c.shape.output) << " bias "
-                                  << c.bias);
+                                  << " output " << static_cast<int>(c.shape.output) << " segments "
+                                  << c.shape.k_segments << " bias " << c.bias);
   std::mt19937 random(kSeed);
   const int64_t n = c.shape.n, k = c.shape.k, m = c.tokens;
   const bool gated = c.shape.output == LinearOutput::kSiluUp;
@@ -85,7 +85,8 @@ void Check(const Case& c, const RunFunction& run, std::vector<float>* result = n
 
   DeviceArray<__nv_bfloat16> d_weight(weight), d_x(x);
   DeviceArray<float> d_bias(bias);
-  const size_t out_count = static_cast<size_t>(m * out_stride);
+  const size_t segment_size = static_cast<size_t>(m * out_stride);
+  const size_t out_count = segment_size * static_cast<size_t>(c.shape.k_segments);
   DeviceArray<float> out_wide(std::vector<float>(wide ? out_count : 1, kPoison));
   DeviceArray<__nv_bfloat16> out_narrow(
       std::vector<__nv_bfloat16>(wide ? 1 : out_count, __float2bfloat16(kPoison)));
@@ -127,7 +128,11 @@ void Check(const Case& c, const RunFunction& run, std::vector<float>* result = n
     } else if (c.bias) {
       want += bias[static_cast<size_t>(feature)];
     }
-    const double got = out[static_cast<size_t>(token * out_stride + feature)];
+    double got = 0;
+    for (size_t at = static_cast<size_t>(token * out_stride + feature); at < out_count;
+         at += segment_size) {
+      got += out[at];
+    }
     ASSERT_TRUE(std::isfinite(got)) << "token " << token << " feature " << feature;
     ASSERT_NEAR(got, want, (wide ? 1e-4 : 0.02) * (std::sqrt(double(k)) + std::abs(want)) + 1e-4)
         << "token " << token << " feature " << feature;
@@ -135,7 +140,7 @@ void Check(const Case& c, const RunFunction& run, std::vector<float>* result = n
     norm += want * want;
   }
   EXPECT_LT(std::sqrt(error / norm), wide ? 1e-4 : 5e-3);
-  for (int64_t token = 0; token < m; ++token) {
+  for (int64_t token = 0; token < m * c.shape.k_segments; ++token) {  // of all segments
     for (int64_t feature = 0; feature < out_stride; ++feature) {
       const float got = out[static_cast<size_t>(token * out_stride + feature)];
       if (feature < features) {
@@ -236,13 +241,32 @@ TEST(LtTest, AllCandidates) {
   }
 }
 
+TEST(LtTest, SegmentsOfKAddUp) {
+  auto lt = Lt::Create(size_t{32} << 20);
+  ASSERT_TRUE(lt.ok()) << lt.status();
+  for (const int32_t segments : {2, 4}) {
+    for (const int32_t tokens : {1, 5, 32, 128}) {
+      const LinearShape shape = {576, 1536, LinearOutput::kBf16, segments};
+      const auto algorithms = (*lt)->Candidates(shape, tokens, 8);
+      ASSERT_FALSE(algorithms.empty());
+      for (const LtAlgorithm& algorithm : algorithms) {
+        ASSERT_NO_FATAL_FAILURE(Check({shape, tokens, true}, [&](const LinearCall& call) {
+          absl::Status status = (*lt)->Run(call, &algorithm, nullptr);
+          return status.ok() ? AddBias(call, nullptr) : status;
+        }));
+      }
+    }
+  }
+}
+
 // What a backend sees: planned, then any number of tokens, and shapes that were not planned.
 TEST(LinearTest, PlansAndRuns) {
   const std::string folder = std::filesystem::temp_directory_path() / "penstock_linear_test";
   std::filesystem::remove_all(folder);
   const LinearShape shapes[] = {{768, 576, LinearOutput::kBf16},
                                 {1024, 520, LinearOutput::kSiluUp},
-                                {3001, 576, LinearOutput::kFloat}};
+                                {3001, 576, LinearOutput::kFloat},
+                                {768, 576, LinearOutput::kBf16, 4}};
   int32_t most_fused = 0;
   for (const StreamConfig& c : StreamConfigs()) {
     if (c.fuses_silu_up) most_fused = std::max(most_fused, c.max_tokens);
@@ -251,13 +275,15 @@ TEST(LinearTest, PlansAndRuns) {
   for (int start = 0; start < 2; ++start) {  // the second reads what the first has measured
     auto linear = Linear::Create({.cache_directory = folder});
     ASSERT_TRUE(linear.ok()) << linear.status();
-    const PlannedLinear planned[] = {{shapes[0], 300}, {shapes[1], 300}, {shapes[2], 16}};
+    const PlannedLinear planned[] = {
+        {shapes[0], 300}, {shapes[1], 300}, {shapes[2], 16}, {shapes[3], 128}};
     const int32_t exact[] = {3, 5};
     const absl::Status status = (*linear)->Plan(planned, exact);
     ASSERT_TRUE(status.ok()) << status;
     std::string choices;
     const RunFunction run = [&](const LinearCall& call) { return (*linear)->Run(call, nullptr); };
-    for (LinearShape shape : {shapes[0], shapes[1], shapes[2], {77, 136, LinearOutput::kBf16}}) {
+    for (LinearShape shape :
+         {shapes[0], shapes[1], shapes[2], shapes[3], LinearShape{77, 136, LinearOutput::kBf16}}) {
       for (const int32_t tokens : {1, 2, 3, 7, 16, 31, 33, 100, 256, 257, 400}) {
         if (shape.output == LinearOutput::kSiluUp && !(*linear)->FusesSiluUp(shape, tokens)) {
           // Null pointers: only for what no variant takes, so that nothing is launched.
@@ -272,6 +298,9 @@ TEST(LinearTest, PlansAndRuns) {
         ASSERT_NO_FATAL_FAILURE(Check({shape, tokens, shape.output != LinearOutput::kSiluUp}, run));
       }
     }
+    const int32_t segments = (*linear)->BestSegments(shapes[0], 32);
+    EXPECT_TRUE(segments == 1 || segments == 4) << segments;
+    EXPECT_EQ((*linear)->BestSegments(shapes[2], 1), 1);
     if (start == 0) first = choices;
     EXPECT_EQ(choices, first);
   }

@@ -7,3 +7,10 @@ if(TARGET worker_golden_engine)
   set_tests_properties(cuda_model_test_on_cpu PROPERTIES LABELS golden TIMEOUT 300
                        ENVIRONMENT PENSTOCK_TEST_DEVICE=cpu)
 endif()
+
+add_library(cuda_fault MODULE cuda_fault.cc)
+target_include_directories(cuda_fault PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
+set_target_properties(cuda_fault PROPERTIES LIBRARY_OUTPUT_DIRECTORY ${CMAKE_RUNTIME_OUTPUT_DIRECTORY})
+if(TARGET cuda_model_test)
+  add_dependencies(cuda_model_test cuda_fault)
+endif()

@@ -103,27 +103,50 @@ class Serve(unittest.TestCase):
 
     def test_worker_killed(self):
         """kill -9 of the worker amid streams: a new one takes over, and all of them end as they should."""
-        tokens = 1200  # a second or more on any device
+        dead = []
+        run_through(self, self.cluster, lambda: dead.append(self.cluster.kill("worker-0")))
+        self.assertNotEqual(self.cluster.pid("worker-0"), dead[0])
 
-        def run(i):
-            started = False
-            for item in stream_completion(self.cluster, {"prompt": "Once upon a time", "max_tokens": tokens, "seed": i,
-                                                         "temperature": 0.8, "ignore_eos": True}):
-                if isinstance(item, tuple):
-                    return item[0], item[1]["completion_tokens"]
-                if not started:
-                    started = True
-                    first.release()
 
-        first = threading.Semaphore(0)
-        with concurrent.futures.ThreadPoolExecutor(4) as pool:
-            streams = [pool.submit(run, i) for i in range(4)]
-            for _ in streams:
-                self.assertTrue(first.acquire(timeout=60))
-            dead = self.cluster.kill("worker-0")
-            self.assertEqual([s.result(150) for s in streams], [("length", tokens)] * 4)
-        self.cluster.wait_ready()
-        self.assertNotEqual(self.cluster.pid("worker-0"), dead)
+def run_through(test, cluster, disturb, tokens=1200):  # a second or more on any device
+    """Four streams, disturbed once all have begun; each must end as it was asked to."""
+    def run(i):
+        started = False
+        for item in stream_completion(cluster, {"prompt": "Once upon a time", "max_tokens": tokens, "seed": i,
+                                                "temperature": 0.8, "ignore_eos": True}):
+            if isinstance(item, tuple):
+                return item[0], item[1]["completion_tokens"]
+            if not started:
+                started = True
+                first.release()
+
+    first = threading.Semaphore(0)
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        streams = [pool.submit(run, i) for i in range(4)]
+        for _ in streams:
+            test.assertTrue(first.acquire(timeout=60))
+        disturb()
+        test.assertEqual([s.result(150) for s in streams], [("length", tokens)] * 4)
+    cluster.wait_ready()
+
+
+class DeviceError(unittest.TestCase):
+    """The CUDA runtime reports an error amid streams: the worker ends with it on record, and another takes over."""
+
+    def test_error_of_a_step(self):
+        if DEVICE != "cuda":
+            self.skipTest("needs a GPU")
+        with tempfile.TemporaryDirectory() as folder:
+            trigger = pathlib.Path(folder) / "fault"
+            env = {**os.environ, "LD_PRELOAD": str(BIN / "libcuda_fault.so"), "PENSTOCK_CUDA_FAULT": str(trigger)}
+            with Cluster(pathlib.Path(folder) / "log", "--device", DEVICE, *FLAGS, model=TINY, timeout_s=150,
+                         env=env) as cluster:
+                before = cluster.pid("worker-0")
+                run_through(self, cluster, trigger.touch, tokens=400)
+                self.assertFalse(trigger.exists())
+                self.assertNotEqual(cluster.pid("worker-0"), before)
+                self.assertIn("illegal memory access", cluster.log())
+                self.assertIn("exit_code=1", cluster.log())
 
 
 class BadStart(unittest.TestCase):

@@ -122,7 +122,14 @@ def test_no_gpu(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     code, said = serve("--device", "cuda")
     assert code == 2 and "Ready" not in said
-    assert ("no GPU" in said and "--device cpu" in said) or ("no CUDA engine" in said and "nvcc" in said)
+    assert ("no GPU" in said and "--device cpu" in said) or \
+        ("no CUDA engine: build where nvcc 13 is installed" in said and 'or give --device cpu" exit_code' in said)
+
+
+def test_several_gpus():
+    code, said = serve("--device", "cuda", "--tensor-parallel-size", "2")
+    assert code == 2 and "Ready" not in said
+    assert "--tensor-parallel-size 2 with --device cuda is not built yet" in said
 
 
 @pytest.mark.parametrize("flag", ["--port", "--grpc-port"])

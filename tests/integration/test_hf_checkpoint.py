@@ -7,6 +7,7 @@ import shutil
 import struct
 import subprocess
 
+import grpc
 import openai
 import pytest
 
@@ -123,6 +124,47 @@ def test_generation_config_ends_answers(served, tmp_path):
         assert choice["finish_reason"] == "stop" and choice["token_ids"] == ids[:ids.index(ids[3]) + 1]
 
 
+def test_generation_config_gives_defaults(served, protos, tmp_path):
+    prompt = {"prompt": "Once upon a time", "ignore_eos": True, "return_token_ids": True}
+    chat = {"messages": MESSAGES, "ignore_eos": True, "return_token_ids": True}
+    defaults = {"temperature": 0.7, "top_k": 40, "top_p": 0.9, "repetition_penalty": 1.3, "max_new_tokens": 9}
+
+    def ids(cluster, path, body):
+        status, reply = cluster.post(path, body)
+        assert status == 200, reply
+        return reply["choices"][0]["token_ids"]
+
+    spelt_out = {"max_tokens" if key == "max_new_tokens" else key: value for key, value in defaults.items()} | {"seed": 7}
+    expected = ids(served, "/v1/completions", prompt | spelt_out)
+    expected_chat = ids(served, "/v1/chat/completions", chat | spelt_out)
+    greedy = ids(served, "/v1/completions", prompt | {"temperature": 0, "max_tokens": 12})
+    plain = ids(served, "/v1/completions", prompt | {"seed": 7, "max_tokens": 12})  # this model suggests nothing
+    assert len(expected) == 9 and len({tuple(expected), tuple(greedy[:9]), tuple(plain[:9])}) == 3
+
+    folder = make_checkpoint(tmp_path / "suggests")
+    (folder / "generation_config.json").write_text(json.dumps(defaults))
+    with Cluster(tmp_path / "log", "--dtype", "float32", model=folder) as cluster:
+        assert ids(cluster, "/v1/completions", prompt | {"seed": 7}) == expected
+        assert ids(cluster, "/v1/chat/completions", chat | {"seed": 7}) == expected_chat
+        own = {"temperature": 1, "top_k": 0, "top_p": 1, "repetition_penalty": 1, "max_tokens": 12, "seed": 7}
+        assert ids(cluster, "/v1/completions", prompt | own) == plain
+        m = protos.messages
+        with grpc.insecure_channel(cluster.grpc_address) as channel:
+            stub = protos.services.InferenceStub(channel)
+            request = m.GenerateRequest(text=prompt["prompt"], return_token_ids=True,
+                                        sampling=m.SamplingParams(seed=7, ignore_eos=True))
+            assert [id for reply in stub.Generate(request) for id in reply.token_ids] == expected
+            request.sampling.temperature, request.sampling.max_tokens = 0, 12
+            request.sampling.repetition_penalty = 1
+            assert [id for reply in stub.Generate(request) for id in reply.token_ids] == greedy
+
+    (folder / "generation_config.json").write_text(json.dumps({"do_sample": False}))
+    with Cluster(tmp_path / "log", "--dtype", "float32", model=folder) as cluster:
+        assert ids(cluster, "/v1/completions", prompt | {"max_tokens": 12}) == greedy
+    with Cluster(tmp_path / "log", "--dtype", "float32", "--generation-config", "none", model=folder) as cluster:
+        assert ids(cluster, "/v1/completions", prompt | {"seed": 7, "max_tokens": 12}) == plain
+
+
 @pytest.fixture(scope="module")
 def ids_only(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "shape-only"
@@ -168,6 +210,8 @@ def refused(model, *flags):
     ("tokenizer_config.json", '{"chat_template": 7}', "chat_template"),
     ("chat_template.jinja", "{% if %}", "the chat template isn't valid"),
     ("config.json", None, "config.json"),
+    ("generation_config.json", '{"temperature": -1}', "generation_config.json: temperature is -1"),
+    ("generation_config.json", '{"top_k": "all"}', 'generation_config.json: "top_k" is "all", not a whole number'),
 ])
 def test_bad_checkpoints_are_refused(checkpoint, tmp_path, file, text, says):
     folder = tmp_path / "bad"
@@ -178,4 +222,5 @@ def test_bad_checkpoints_are_refused(checkpoint, tmp_path, file, text, says):
 
 def test_what_is_no_model_is_refused(tmp_path):
     assert "no such file or folder" in refused(tmp_path / "nothing")
+    assert "--generation-config vllm must be auto or none" in refused(tmp_path, "--generation-config", "vllm")
     assert "config.json" in refused(tmp_path)

@@ -12,6 +12,7 @@
 #include "tools/penstock/commands.h"
 #include "tools/penstock/engine.h"
 #include "tools/penstock/flags.h"
+#include "tools/penstock/progress.h"
 #include "tools/penstock/supervisor.h"
 
 namespace penstock::launcher {
@@ -24,6 +25,8 @@ constexpr Flag kOwnFlags[] = {
     {"metrics-port", "N", "0", kScheduler,
      "the scheduler's own metrics; 0: only in the router's /metrics"},
     {"served-model-name", "A,B", "", kRouter, "names clients may ask for [the file's name]"},
+    {"generation-config", "auto|none", "auto", kRouter,
+     "auto: requests default to what the checkpoint's generation_config.json says of sampling"},
     {"api-key", "KEY", "", kRouter, "clients must send it as a bearer token"},
     {"grpc-message-per-token", "", "", kRouter, "never put two tokens into one gRPC message"},
     {"engine-timeout-s", "N", "", kRouter,
@@ -53,6 +56,10 @@ absl::Status CompleteFlags(CommandLine* completed) {
   RETURN_IF_ERROR(IntegerFlag(line, "port", 1, 65535).status());
   RETURN_IF_ERROR(IntegerFlag(line, "grpc-port", 0, 65535).status());
   RETURN_IF_ERROR(IntegerFlag(line, "metrics-port", 0, 65535).status());
+  const std::string generation_config = line.Get("generation-config");
+  if (generation_config != "auto" && generation_config != "none") {
+    return InvalidArgument("--generation-config {} must be auto or none", generation_config);
+  }
   return CompleteEngineFlags(completed);
 }
 
@@ -98,9 +105,23 @@ absl::StatusOr<int> Run(std::span<const Flag> flags, CommandLine line) {
                                  {MakeProcess("router", "penstock-router", kRouter, flags, line,
                                               {"--engine=" + address, "--model=" + model})}});
 
-  bool ready = false;
+  TerminalLine progress;
+  bool starting = true, ready = false;
   Supervisor supervisor(std::move(groups), drain_timeout_s, [&](std::string_view state) {
+    if (state == "READY=1" || state == "STOPPING=1") {
+      starting = false;
+      progress.Clear();
+    }
     if (state == "READY=1" && !std::exchange(ready, true)) PrintReady(line, model);
+    constexpr std::string_view kStatus = "STATUS=";
+    if (starting && state.starts_with(kStatus)) {
+      const std::string text = ReadinessText(state.substr(kStatus.size()));
+      if (text.empty()) {
+        progress.Clear();
+      } else {
+        progress.Show(text);
+      }
+    }
   });
   absl::StatusOr<int> code = supervisor.Run();
   // The scheduler removes its segment itself; this is for one that was killed.

@@ -77,6 +77,7 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(kernels::Backend* backe
   reserve.num_kv_heads = decoder->num_kv_heads_;
   reserve.head_size = spec.head_size;
   reserve.page_size = options.page_size;
+  reserve.hidden = spec.hidden;
   reserve.mlp_width = decoder->mlp_width_;
   RETURN_IF_ERROR(backend->Reserve(reserve));
   return decoder;
@@ -89,7 +90,9 @@ absl::Status Decoder::PlanArena(const DecoderOptions& options) {
   ArenaPlan plan;
   const size_t residual = plan.Take(hidden);
   const size_t normed = plan.Take(hidden);
-  const size_t partial = plan.Take(hidden * num_k_segments_);
+  const size_t segmented = hidden / options.max_tokens * kernels::Backend::kMaxKSegments *
+                           std::min(options.max_tokens, kernels::Backend::kMaxSegmentedTokens);
+  const size_t partial = plan.Take(std::max(hidden * num_k_segments_, segmented));
   const size_t shared = plan.mark();
   const size_t qkv = plan.Take(head_row * (num_heads_ + 2 * num_kv_heads_));
   const size_t attention = plan.Take(head_row * num_heads_);
@@ -152,9 +155,15 @@ absl::Status Decoder::Forward(const kernels::BatchRows& batch, kernels::TokenTab
   return Norm(pending, weights_->output_norm.get(), num_tokens);
 }
 
+// The float32 mode's number is the model's; else it is what is fastest.
+int Decoder::Segments(const kernels::Weight* weight, int num_tokens) const {
+  if (num_k_segments_ > 1 || group_ != nullptr || weight == nullptr) return num_k_segments_;
+  return backend_->KSegments(*weight, num_tokens);
+}
+
 absl::Status Decoder::Norm(const void* x, const Buffer* weight, int num_tokens) {
   return backend_->AddRmsNorm({.x = x,
-                               .num_k_segments = num_k_segments_,
+                               .num_k_segments = partial_segments_,
                                .group = group_,
                                .residual = residual_,
                                .weight = weight == nullptr ? nullptr : weight->as<float>(),
@@ -194,13 +203,14 @@ absl::Status Decoder::AttentionBlock(const LayerWeights& layer, const kernels::K
                                        .scale = spec_.attention_scale,
                                        .batch = &batch,
                                        .kv = kv}));
+  partial_segments_ = Segments(layer.o.get(), batch.num_tokens);
   return backend_->Linear({.x = attention_,
                            .x_stride = out_width,
                            .weight = layer.o.get(),
                            .bias = Floats(layer.o_bias),
                            .out = partial_,
                            .num_tokens = batch.num_tokens,
-                           .num_k_segments = num_k_segments_});
+                           .num_k_segments = partial_segments_});
 }
 
 absl::Status Decoder::MlpBlock(const LayerWeights& layer, int num_tokens) {
@@ -210,12 +220,13 @@ absl::Status Decoder::MlpBlock(const LayerWeights& layer, int num_tokens) {
                                          .product = gate_up_,
                                          .out = activated_,
                                          .num_tokens = num_tokens}));
+  partial_segments_ = Segments(layer.down.get(), num_tokens);
   return backend_->Linear({.x = activated_,
                            .x_stride = mlp_width_,
                            .weight = layer.down.get(),
                            .out = partial_,
                            .num_tokens = num_tokens,
-                           .num_k_segments = num_k_segments_});
+                           .num_k_segments = partial_segments_});
 }
 
 absl::Status Decoder::Sample(const kernels::StepInputs& step, kernels::TokenTable tokens) {

@@ -55,6 +55,8 @@ class Decoder {
   absl::Status AttentionBlock(const LayerWeights& layer, const kernels::KvLayer& kv,
                               const kernels::BatchRows& batch);
   absl::Status MlpBlock(const LayerWeights& layer, int num_tokens);
+  // Of a product that goes to partial_.
+  int Segments(const kernels::Weight* weight, int num_tokens) const;
   absl::Status Norm(const void* x, const kernels::Buffer* weight, int num_tokens);
 
   kernels::Backend* backend_ = nullptr;
@@ -64,12 +66,14 @@ class Decoder {
   kernels::Collective* group_ = nullptr;
   int num_heads_ = 0, num_kv_heads_ = 0, mlp_width_ = 0;  // this rank's share
   int num_k_segments_ = 1;
+  int partial_segments_ = 1;  // of what lies in partial_
   int max_logits_ = 0;
 
   std::unique_ptr<kernels::Buffer> arena_;
   void* residual_ = nullptr;  // [T, D]
   void* normed_ = nullptr;    // [T, D]
-  void* partial_ = nullptr;  // [num_k_segments, T, D]: row-parallel products before they are summed
+  void* partial_ =
+      nullptr;  // [partial_segments_, T, D]: row-parallel products before they are summed
   // The next three pairs are never alive together and share memory.
   void* qkv_ = nullptr;        // [T, (H + 2G) * E]
   void* attention_ = nullptr;  // [T, H * E]

@@ -15,7 +15,7 @@ constexpr char kHeader[] = "penstock linear 1 | a GPU";
 LinearChoices Some() {
   LinearChoices choices;
   choices[{{6144, 4096, LinearOutput::kBf16}, 1}] = {.stream = "t8-r32", .us = 12.5f};
-  choices[{{6144, 4096, LinearOutput::kBf16}, 64}] = {
+  choices[{{6144, 4096, LinearOutput::kBf16, 4}, 64}] = {
       .algorithm = {1, 2, 3, 0xfedcba9876543210, 5, 6, 7, ~uint64_t{0}}, .us = 15.25f};
   choices[{{28672, 4096, LinearOutput::kSiluUp}, 8}] = {.stream = "t8-r16", .us = 55};
   return choices;
@@ -37,14 +37,16 @@ TEST(LinearCacheTest, RefusesWhatItDidNotWrite) {
   const auto with = [](const std::string& line) {
     return std::string(kHeader) + "\n" + line + "\nend\n";
   };
-  EXPECT_TRUE(ParseChoices(with("64 64 0 1 stream a 1.0"), kHeader).ok());
+  EXPECT_TRUE(ParseChoices(with("64 64 0 1 1 stream a 1.0"), kHeader).ok());
   for (const char* line :
-       {"", "x", "64 64 0 1 stream a", "64 64 3 1 stream a 1.0", "0 64 0 1 stream a 1.0",
-        "64 64 0 -1 stream a 1.0", "64 64 0 1 magic a 1.0", "64 64 0 1 lt 12 1.0",
-        "64 64 0 1 stream a 1.0 more", "99999999999999999999 64 0 1 stream a 1.0"}) {
+       {"", "x", "64 64 0 1 1 stream a", "64 64 3 1 1 stream a 1.0", "0 64 0 1 1 stream a 1.0",
+        "64 64 0 0 1 stream a 1.0", "64 64 0 1 -1 stream a 1.0", "64 64 0 1 1 magic a 1.0",
+        "64 64 0 1 1 lt 12 1.0", "64 64 0 1 1 stream a 1.0 more",
+        "99999999999999999999 64 0 1 1 stream a 1.0"}) {
     EXPECT_FALSE(ParseChoices(with(line), kHeader).ok()) << line;
   }
-  EXPECT_FALSE(ParseChoices(with("64 64 0 1 stream a 1.0\n64 64 0 1 stream b 1.0"), kHeader).ok());
+  EXPECT_FALSE(
+      ParseChoices(with("64 64 0 1 1 stream a 1.0\n64 64 0 1 1 stream b 1.0"), kHeader).ok());
 }
 
 TEST(LinearCacheTest, FilesComeAndGoWhole) {

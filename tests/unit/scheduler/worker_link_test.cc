@@ -76,6 +76,8 @@ TEST_F(WorkerLinkTest, WaitsForAllRanksAndSaysForWhat) {
   ranks_[1]->area().load_progress.store(0.4f);
   EXPECT_EQ(link_->Poll(), Change::kNone);
   EXPECT_EQ(link_->NotReadyReason(), "rank 1 loads weights, 40%");
+  ranks_[1]->area().load_progress.store(1.0f);
+  EXPECT_EQ(link_->NotReadyReason(), "rank 1 warms up");
   std::strcpy(ranks_[1]->area().error, "no such file");
   ranks_[1]->SetState(shm::RankState::kFailed);
   EXPECT_EQ(link_->NotReadyReason(), "rank 1 failed: no such file");

@@ -97,8 +97,12 @@ TEST_F(SupervisorTest, RestartsAWholeGroupWhenOneDies) {
 }
 
 TEST_F(SupervisorTest, StopsAllOnBadInput) {
-  Run({{"good", {Script("good", "say $$; exec sleep 60")}}, {"bad", {Script("bad", "exit 2")}}});
+  const std::string gate = directory_ + "/gate";  // bad ends once good is up, or good might not say
+  ASSERT_EQ(mkfifo(gate.c_str(), 0600), 0);
+  Run({{"good", {Script("good", "say $$; exec sleep 60")}},
+       {"bad", {Script("bad", "read go < " + gate + "; exit 2")}}});
   const pid_t good = std::stoi(NextLine());
+  std::ofstream(gate) << "go" << std::endl;
   EXPECT_EQ(WaitForEnd(), kExitBadInput);
   EXPECT_NE(kill(good, 0), 0);
 }

@@ -2,7 +2,7 @@
 
 #include <cstdio>
 
-#include "tools/penstock/bench/progress.h"
+#include "tools/penstock/progress.h"
 
 namespace penstock::bench {
 namespace {
@@ -66,7 +66,7 @@ std::string EngineBench::WhyNotAtOnce(int batch_size, int input_len, int output_
 absl::StatusOr<LoadResult> EngineBench::RunPrompts(const std::vector<Prompt>& prompts,
                                                    const std::vector<double>& arrivals,
                                                    int max_concurrency, const std::string& title) {
-  Progress bar(title, prompts.size());
+  launcher::Progress bar(title, prompts.size());
   const LoadOptions load{.arrivals = arrivals,
                          .max_concurrency = max_concurrency,
                          .progress = [&bar](size_t done, int64_t tokens, double seconds) {

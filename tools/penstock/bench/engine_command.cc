@@ -9,8 +9,8 @@
 #include "common/log.h"
 #include "tools/penstock/bench/bench_engine.h"
 #include "tools/penstock/bench/engine_process.h"
-#include "tools/penstock/bench/progress.h"
 #include "tools/penstock/commands.h"
+#include "tools/penstock/progress.h"
 
 namespace penstock::launcher {
 namespace {
@@ -118,7 +118,7 @@ absl::StatusOr<double> WaitUntilReady(EngineTransport& transport, EngineProcess*
   auto seconds = [begin] {
     return std::chrono::duration<double>(bench::Clock::now() - begin).count();
   };
-  bench::Progress bar("starting", static_cast<size_t>(timeout_s));
+  Progress bar("starting", static_cast<size_t>(timeout_s));
   RETURN_IF_ERROR(transport.WaitUntilReady([&](const std::string& reason) -> absl::Status {
     if (engine != nullptr) RETURN_IF_ERROR(engine->CheckRunning());
     if (seconds() > timeout_s) {

@@ -10,10 +10,10 @@
 #include "tools/penstock/bench/http_transport.h"
 #include "tools/penstock/bench/load.h"
 #include "tools/penstock/bench/options.h"
-#include "tools/penstock/bench/progress.h"
 #include "tools/penstock/bench/report.h"
 #include "tools/penstock/commands.h"
 #include "tools/penstock/engine.h"
+#include "tools/penstock/progress.h"
 
 namespace penstock::launcher {
 namespace {
@@ -133,7 +133,7 @@ absl::StatusOr<bench::LoadFigures> RunOne(bench::Transport& transport, const Opt
                                           const bench::DatasetOptions& dataset) {
   RETURN_IF_ERROR(TryOne(transport, dataset));
   const std::vector<bench::Prompt> prompts = bench::MakePrompts(dataset);
-  bench::Progress bar("requests", prompts.size());
+  Progress bar("requests", prompts.size());
   ASSIGN_OR_RETURN(const bench::LoadResult result,
                    bench::RunLoad(transport, prompts,
                                   {.arrivals = bench::ArrivalTimes(

@@ -116,6 +116,37 @@ TEST_F(HfConfigTest, GenerationConfigComesFirst) {
   EXPECT_THAT(Message(Load().status()), HasSubstr("not valid JSON"));
 }
 
+TEST_F(HfConfigTest, GenerationConfigOfSampling) {
+  const auto none = ReadHfGenerationConfig(folder_.path());
+  ASSERT_TRUE(none.ok()) << none.status();
+  EXPECT_EQ(none->do_sample, std::nullopt);
+  EXPECT_EQ(none->temperature, std::nullopt);
+  folder_.Write("generation_config.json", R"({"do_sample": true, "temperature": 1, "top_p": 0.9,
+      "min_p": null, "repetition_penalty": 1.1, "top_k": 40, "max_new_tokens": 7})");
+  const auto some = ReadHfGenerationConfig(folder_.path());
+  ASSERT_TRUE(some.ok()) << some.status();
+  EXPECT_EQ(some->do_sample, true);
+  EXPECT_EQ(some->temperature, 1);
+  EXPECT_EQ(some->top_p, 0.9);
+  EXPECT_EQ(some->min_p, std::nullopt);
+  EXPECT_EQ(some->repetition_penalty, 1.1);
+  EXPECT_EQ(some->top_k, 40);
+  EXPECT_EQ(some->max_new_tokens, 7);
+}
+
+TEST_F(HfConfigTest, GenerationConfigOfOtherTypesIsRefused) {
+  const std::pair<const char*, const char*> wrong[] = {
+      {"do_sample", "1"},       {"temperature", "\"hot\""},   {"top_p", "[0.9]"},
+      {"min_p", "true"},        {"repetition_penalty", "{}"}, {"top_k", "40.5"},
+      {"max_new_tokens", "1e3"}};
+  for (const auto& [key, value] : wrong) {
+    folder_.Write("generation_config.json", fmt::format("{{\"{}\": {}}}", key, value));
+    const absl::Status status = ReadHfGenerationConfig(folder_.path()).status();
+    EXPECT_TRUE(absl::IsInvalidArgument(status)) << key;
+    EXPECT_THAT(Message(status), AllOf(HasSubstr("generation_config.json"), HasSubstr(key)));
+  }
+}
+
 TEST_F(HfConfigTest, SlidingWindowsMayBeSwitchedOff) {
   config_["sliding_window"] = 512;
   EXPECT_EQ(Load()->sliding_window, 512);

@@ -7,6 +7,7 @@
 #include <functional>
 #include <limits>
 #include <string>
+#include <utility>
 
 namespace penstock::router {
 namespace {
@@ -56,6 +57,65 @@ TEST(Validate, KeepsWhatIsGiven) {
   EXPECT_EQ(request->sampling.num_top_logprobs(), 0);
   EXPECT_THAT(request->sampling.stop_ids(), testing::ElementsAre(5));
   EXPECT_THAT(request->sampling.bias_ids(), testing::ElementsAre(3, 4));
+}
+
+// Limits of a model that suggests how to sample.
+ModelLimits WithDefaults() {
+  ModelLimits limits = kLimits;
+  limits.defaults = {.temperature = 0.5,
+                     .top_p = 0.75,
+                     .min_p = 0.25,
+                     .repetition_penalty = 1.5,
+                     .top_k = 20,
+                     .max_new_tokens = 8};
+  return limits;
+}
+
+TEST(Validate, TheModelsDefaultsFillWhatIsLeftOut) {
+  const auto request = Validate(Sound(), WithDefaults());
+  ASSERT_TRUE(request.ok()) << request.status();
+  EXPECT_EQ(request->sampling.temperature(), 0.5);
+  EXPECT_EQ(request->sampling.top_p(), 0.75);
+  EXPECT_EQ(request->sampling.min_p(), 0.25);
+  EXPECT_EQ(request->sampling.repetition_penalty(), 1.5);
+  EXPECT_EQ(request->sampling.top_k(), 20);
+  EXPECT_EQ(request->sampling.presence_penalty(), 0);
+}
+
+TEST(Validate, WhatIsGivenGoesBeforeTheModelsDefaults) {
+  RequestFields fields = Sound();
+  fields.temperature = 1;
+  fields.top_p = 1;
+  fields.min_p = 0;
+  fields.repetition_penalty = 1;
+  fields.top_k = 0;
+  const auto request = Validate(fields, WithDefaults());
+  ASSERT_TRUE(request.ok()) << request.status();
+  EXPECT_EQ(request->sampling.temperature(), 1);
+  EXPECT_EQ(request->sampling.top_p(), 1);
+  EXPECT_EQ(request->sampling.min_p(), 0);
+  EXPECT_EQ(request->sampling.repetition_penalty(), 1);
+  EXPECT_EQ(request->sampling.top_k(), 0);
+}
+
+TEST(CheckDefaults, TakesWhatRequestsMayAskFor) {
+  EXPECT_TRUE(CheckDefaults({}).ok());
+  EXPECT_TRUE(CheckDefaults(WithDefaults().defaults).ok());
+}
+
+TEST(CheckDefaults, NamesWhatIsOutOfRange) {
+  const std::pair<const char*, SamplingDefaults> wrong[] = {
+      {"temperature is -1", {.temperature = -1}},
+      {"top_p is 1.5", {.top_p = 1.5}},
+      {"min_p is 2", {.min_p = 2}},
+      {"repetition_penalty is 0", {.repetition_penalty = 0}},
+      {"top_k is -2", {.top_k = -2}},
+      {"max_new_tokens is 0", {.max_new_tokens = 0}}};
+  for (const auto& [says, defaults] : wrong) {
+    const absl::Status status = CheckDefaults(defaults);
+    EXPECT_TRUE(absl::IsInvalidArgument(status)) << says;
+    EXPECT_THAT(Message(status), HasSubstr(says));
+  }
 }
 
 TEST(Validate, UnknownModel) {
@@ -144,6 +204,22 @@ TEST(FitToContext, SettlesMaxTokens) {
   GenerationRequest request = *Validate(Sound(), kLimits);
   ASSERT_TRUE(FitToContext(10, kLimits, &request).ok());
   EXPECT_EQ(request.sampling.max_tokens(), 54);
+}
+
+TEST(FitToContext, TheModelMaySuggestLess) {
+  const ModelLimits limits = WithDefaults();
+  const auto settled = [&](int64_t prompt_len, auto ask) {
+    RequestFields fields = Sound();
+    ask(fields);
+    GenerationRequest request = *Validate(fields, limits);
+    EXPECT_TRUE(FitToContext(prompt_len, limits, &request).ok());
+    return request.sampling.max_tokens();
+  };
+  const auto nothing = [](RequestFields&) {};
+  EXPECT_EQ(settled(10, nothing), 8);
+  EXPECT_EQ(settled(60, nothing), 4) << "the context holds no more";
+  EXPECT_EQ(settled(10, [](RequestFields& f) { f.max_tokens = 30; }), 30);
+  EXPECT_EQ(settled(10, [](RequestFields& f) { f.min_tokens = 12; }), 12);
 }
 
 TEST(FitToContext, PromptFillsTheContext) {
