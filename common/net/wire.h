@@ -14,7 +14,7 @@
 
 namespace penstock::net {
 
-constexpr uint32_t kWireVersion = 1;
+constexpr uint32_t kWireVersion = 2;
 constexpr int kLeaseMs = 500;          // a router's lease comes at least so often
 constexpr int kLeaseTimeoutMs = 4000;  // a router silent for so long is gone
 
