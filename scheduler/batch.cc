@@ -24,7 +24,7 @@ void Batch::Reset(const ModelFacts& model, uint32_t max_num_batched_tokens) {
   model_ = model;
   pool_ = BlockPool(model.num_pages);
   tree_ = PrefixTree(prefix_secret_ ? model.num_pages : 0);
-  for (const auto& [order, request] : waiting_) request->page_keys.clear();  // of another page size
+  for (Request* request : queue_.All()) request->page_keys.clear();  // of another page size
   budget_.max_tokens = max_num_batched_tokens;
   completed_step_ = 0;
 }
@@ -44,12 +44,13 @@ void Batch::LearnLength(const Request& request) {
 
 void Batch::Enqueue(Request* request) {
   request->order = next_order_++;
-  Requeue(request);
+  request->state = RequestState::kWaiting;
+  queue_.Add(request);
 }
 
 void Batch::Requeue(Request* request) {
   request->state = RequestState::kWaiting;
-  waiting_.emplace(request->order, request);
+  queue_.Return(request);
 }
 
 uint32_t Batch::TakePage() {
@@ -131,7 +132,8 @@ void Batch::ReleaseHoldings(Request* request, uint32_t computed) {
 void Batch::Remove(Request* request) {
   switch (request->state) {
     case RequestState::kWaiting:
-      waiting_.erase(request->order);
+      queue_.Remove(request);
+      queue_.Forget(request);
       return;
     case RequestState::kDraining:
       std::erase(draining_, request);
@@ -142,8 +144,12 @@ void Batch::Remove(Request* request) {
       ++num_holes_;
       ReleaseHoldings(request, views_[request->index].computed);
       break;
+    case RequestState::kLost:
+      queue_.Forget(request);
+      return;
   }
   slot_owner_[request->slot] = nullptr;
+  queue_.Forget(request);
 }
 
 void Batch::Preempt(uint32_t index) {
@@ -180,11 +186,25 @@ void Batch::Compact() {
   num_holes_ = 0;
 }
 
+// The highest class first; within it they stay in the order of their admission. What must not be
+// preempted, and goes first for pages and tokens, thereby stands in front.
+void Batch::SortByClass() {
+  const auto before = [](const RunningView& a, const RunningView& b) {
+    return a.priority < b.priority;
+  };
+  if (std::is_sorted(views_.begin(), views_.end(), before)) return;
+  std::stable_sort(requests_.begin(), requests_.end(),
+                   [](const Request* a, const Request* b) { return a->priority < b->priority; });
+  std::stable_sort(views_.begin(), views_.end(), before);
+  for (uint32_t i = 0; i < requests_.size(); ++i) requests_[i]->index = i;
+}
+
 void Batch::CollectWaiting() {
   waiting_views_.clear();
   candidates_.clear();
   uint64_t tokens = 0, pages = 0;
-  for (const auto& [order, request] : waiting_) {
+  queue_.BeginTurns();
+  while (Request* request = queue_.NextTurn()) {
     // The pages bound the plan record, as the ring has room for a page a token (worker_link.h).
     if (waiting_views_.size() == free_slots_.size() ||
         std::max(tokens, pages) >= budget_.max_tokens) {
@@ -220,7 +240,8 @@ bool Batch::Admit(const Candidate& candidate, PlanRecord* record) {
   const uint64_t bytes = ArenaBytes(*request);
   const std::optional<uint64_t> offset = arena_.Allocate(bytes);
   if (!offset) return false;
-  waiting_.erase(request->order);
+  queue_.Admit(request, static_cast<uint32_t>(request->ids.size()) -
+                            candidate.num_cached_pages * model_.page_size);
   request->arena_offset = *offset;
   request->arena_bytes = bytes;
   request->slot = free_slots_.back();
@@ -248,6 +269,7 @@ bool Batch::Admit(const Candidate& candidate, PlanRecord* record) {
                     .num_pages = candidate.num_cached_pages,
                     .prompt_len = request->prompt_len,
                     .rank = RankOf(request->order),
+                    .priority = request->priority,
                     .num_cached = candidate.num_cached_pages});
   TakePrefix(request, candidate.num_cached_pages, record);
   return true;
@@ -273,6 +295,7 @@ void Batch::AddRow(const PlannedRow& planned, uint64_t step, PlanRecord* record)
     fills_.push_back({step, request->slot, slots_[request->slot].generation, view.computed});
   }
   view.length += planned.sample;
+  if (planned.sample) WaitingQueue::Serve(request, 1);
   view.last_step = step;
 }
 
@@ -289,6 +312,7 @@ void Batch::CountShared() {
 bool Batch::Compose(uint64_t step, PlanRecord* record) {
   record->Clear();
   Compact();
+  SortByClass();
   CollectWaiting();
   CountShared();
   budget_.watermark_pages = fixed_margin_share_ < 0
@@ -359,7 +383,7 @@ void Batch::LoseRanks(std::vector<Request*>* failed) {
     ++request->num_deaths;
     ++request->num_preemptions;
     if (request->num_deaths >= 2 && request->last_step > completed_step_) {
-      request->state = RequestState::kWaiting;  // holds nothing; Remove would find it nowhere
+      request->state = RequestState::kLost;
       failed->push_back(request);
     } else {
       Requeue(request);
@@ -392,12 +416,6 @@ double Batch::PageUsage() const {
 bool Batch::AllFree() const {
   return num_running() == 0 && draining_.empty() && free_slots_.size() == slots_.size() &&
          num_free_pages() == pool_.num_pages() && arena_.free_bytes() == arena_.total_bytes();
-}
-
-std::vector<Request*> Batch::Waiting() const {
-  std::vector<Request*> waiting;
-  for (const auto& [order, request] : waiting_) waiting.push_back(request);
-  return waiting;
 }
 
 }  // namespace penstock::scheduler

@@ -21,7 +21,6 @@
 #include <span>
 #include <vector>
 
-#include "absl/container/btree_map.h"
 #include "common/shm/layout.h"
 #include "scheduler/admission_margin.h"
 #include "scheduler/arena.h"
@@ -31,6 +30,7 @@
 #include "scheduler/policy.h"
 #include "scheduler/prefix_tree.h"
 #include "scheduler/request.h"
+#include "scheduler/waiting_queue.h"
 
 namespace penstock::scheduler {
 
@@ -53,7 +53,7 @@ class Batch {
   void UseAdmission(Admission admission, std::unique_ptr<LengthEstimate> lengths,
                     double margin_share);
 
-  // Puts a request into the waiting queue, behind all there are. The batch does not own it.
+  // Puts a request into the waiting queue. The batch does not own it.
   void Enqueue(Request* request);
   // Takes a request out, whatever its state; results of it that are on their way are discarded.
   void Remove(Request* request);
@@ -74,7 +74,11 @@ class Batch {
   // it hit for the second time while they were in a plan in flight come back in *failed, removed.
   void LoseRanks(std::vector<Request*>* failed);
 
-  size_t num_waiting() const { return waiting_.size() + draining_.size(); }
+  const WaitingQueue& queue() const { return queue_; }
+  void SetTenantWeights(absl::flat_hash_map<std::string, double> weights) {
+    queue_.SetWeights(std::move(weights));
+  }
+  size_t num_waiting() const { return queue_.size() + draining_.size(); }
   size_t num_running() const { return requests_.size() - num_holes_; }
   size_t num_free_slots() const { return free_slots_.size(); }
   uint64_t num_preemptions() const { return num_preemptions_; }
@@ -85,8 +89,6 @@ class Batch {
   uint64_t arena_bytes() const { return arena_.total_bytes(); }
   // Nothing runs or is in quarantine (requests may wait).
   bool AllFree() const;
-  // The waiting ones in order.
-  std::vector<Request*> Waiting() const;
 
   // The sums hold: free, cached, held and quarantined pages are all pages, likewise slots and arena
   // bytes. Ends the process if not. O(running).
@@ -120,6 +122,7 @@ class Batch {
   };
 
   void Compact();
+  void SortByClass();
   uint32_t num_free_pages() const { return pool_.num_free() + tree_.num_unreferenced(); }
   uint32_t TakePage();
   void NeedKeys(Request* request, uint32_t num_pages) const;
@@ -149,10 +152,10 @@ class Batch {
   Arena arena_;
   uint64_t completed_step_ = 0;
 
-  absl::btree_map<uint64_t, Request*> waiting_;  // by order
+  WaitingQueue queue_;
   uint64_t next_order_ = 1;
-  // Running, oldest admission first; index i of both is one request. A null request is a hole, left
-  // until the next Compose.
+  // Running, by class and then oldest admission first, but that those who were just admitted stand
+  // last; index i of both is one request. A null request is a hole, left until the next Compose.
   std::vector<RunningView> views_;
   std::vector<Request*> requests_;
   size_t num_holes_ = 0;

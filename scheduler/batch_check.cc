@@ -70,8 +70,9 @@ void Batch::CheckInvariants() const {
     hold(held.pages, held.num_shared);
     num_held += held.num_freed;
   }
-  for (const auto& [order, request] : waiting_) {
-    CHECK(request->state == RequestState::kWaiting && request->order == order);
+  queue_.CheckInvariants();
+  for (const Request* request : queue_.All()) {
+    CHECK(request->state == RequestState::kWaiting);
     CHECK(request->pages.empty() && request->num_shared == 0);
   }
   CHECK(num_held == num_held_pages_);

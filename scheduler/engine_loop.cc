@@ -64,7 +64,9 @@ EngineLoop::EngineLoop(const EngineOptions& options, Metrics* metrics,
       workers_(segment_),
       batch_({&segment_->slot(0), segment_->geometry().num_slots}, segment_->arena(),
              PrefixSecret(options)),
-      routers_(options.engine_id, ProcessEpoch()) {}
+      routers_(options.engine_id, ProcessEpoch()) {
+  batch_.SetTenantWeights(options.tenant_weights);
+}
 
 void EngineLoop::Stop() {
   num_stops_.fetch_add(1);
@@ -86,6 +88,7 @@ void EngineLoop::Run() {
     HandleRanks();
     HandleMessages();
     ExpireRouters();
+    ExpireRequests();
     PublishPlans();
     NoteReadiness();
     FlushRouters();
@@ -108,6 +111,7 @@ bool EngineLoop::Drained() const {
 
 int64_t EngineLoop::NextDeadline() const {
   int64_t deadline = drain_deadline_ns_;
+  if (!deadlines_.empty()) deadline = std::min(deadline, deadlines_.begin()->first);
   for (const auto& [id, router] : const_cast<EngineLoop*>(this)->routers_.all()) {
     deadline = std::min(deadline, router->last_heard_ns + options_.lease_timeout_ms * 1'000'000);
   }
@@ -152,7 +156,7 @@ void EngineLoop::BeginServing() {
       "vocabulary={} tokens_a_step={}",
       workers_.epoch(), options_.num_ranks, model.num_pages, model.page_size, model.max_model_len,
       model.vocab_size, max_tokens);
-  for (Request* request : batch_.Waiting()) Validate(*request);
+  for (Request* request : batch_.queue().All()) Validate(*request);
 }
 
 void EngineLoop::HandleResults() {
@@ -238,6 +242,7 @@ void EngineLoop::PublishPlans() {
       Request* request = batch_.Find(bind.slot, bind.generation);
       if (request->was_admitted) continue;
       request->was_admitted = true;
+      ++num_admitted_;
       if (!metrics_) continue;
       metrics_->request_queue_seconds->Observe(1e-9 * (now_ns - request->submitted_ns));
       metrics_->prompt_tokens->Increment(request->prompt_len);
@@ -248,6 +253,8 @@ void EngineLoop::PublishPlans() {
     }
     if (options_.check_invariants) batch_.CheckInvariants();
   }
+  drain_rate_.Observe(std::exchange(num_admitted_, 0), batch_.num_waiting(),
+                      1e-9 * shm::MonotonicNs());
   if (next_step_ == completed_step_ + 1 && !idle_checked_) {
     batch_.CheckAccounts();
     idle_checked_ = true;

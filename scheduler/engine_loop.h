@@ -9,12 +9,16 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "absl/container/btree_set.h"
+#include "absl/container/flat_hash_map.h"
 #include "common/net/wire.h"
 #include "common/shm/segment.h"
 #include "common/status.h"
 #include "scheduler/batch.h"
+#include "scheduler/drain_rate.h"
 #include "scheduler/metrics.h"
 #include "scheduler/router_link.h"
 #include "scheduler/router_table.h"
@@ -28,7 +32,8 @@ struct EngineOptions {
   uint32_t num_ranks = 1;
   uint32_t max_num_seqs = 256;
   uint32_t max_num_batched_tokens = 2048;
-  uint32_t max_queued_requests = 4096;
+  uint32_t max_queued_requests = 4096;                      // of each class of priority
+  absl::flat_hash_map<std::string, double> tenant_weights;  // of those who are not named: 1
   uint32_t arena_mb = 64;
   bool enable_prefix_caching = true;
   bool overlap = true;  // plan a step while the one before runs
@@ -78,6 +83,7 @@ class EngineLoop {
   void Validate(Request& request);
   void HandleLease(Router& router, const wire::Lease& lease);
   void ExpireRouters();
+  void ExpireRequests();
   void ReleaseRouter(Router& router);
   void Cancel(Request& request, const char* why);
   void End(Request& request, wire::EndReason reason);
@@ -94,6 +100,9 @@ class EngineLoop {
   WorkerLink workers_;
   Batch batch_;
   RouterTable routers_;
+  absl::btree_set<std::pair<int64_t, Request*>> deadlines_;
+  DrainRate drain_rate_;
+  uint32_t num_admitted_ = 0;  // that drain_rate_ has not been told of
 
   uint64_t next_step_ = 1;                               // to be planned
   uint64_t completed_step_ = 0;                          // within the epoch
