@@ -36,7 +36,7 @@ TEST_F(EngineTest, ARefusalSaysWhenToTryAgain) {
         {"--num-kv-pages=64", "--max-model-len=1024", "--null-step-us=1000"});
   // 20 a second are admitted, about: each takes 50 steps of a millisecond.
   for (uint64_t id = 1; id <= 20; ++id) client_->Submit(RouterClient::MakeSubmit(id, 5, 50));
-  ASSERT_TRUE(client_->PumpUntil([this] { return client_->num_ended >= 10; }));
+  ASSERT_TRUE(client_->PumpUntil([this] { return client_->streams[10].num_ends == 1; }));
   std::vector<wire::Submit> submits;
   for (uint64_t id = 101; id <= 140; ++id) submits.push_back(RouterClient::MakeSubmit(id, 5, 50));
   client_->Submit(submits);
@@ -95,8 +95,8 @@ TEST_F(EngineTest, AFloodOfATenantOrAClassLeavesRoomForOthers) {
 
 TEST_F(EngineTest, DeadlinesEndWhatWaitsAndWhatRuns) {
   Start({"--max-num-seqs=1"},
-        {"--num-kv-pages=1024", "--max-model-len=16000", "--null-step-us=2000"});
-  wire::Submit runs = RouterClient::MakeSubmit(1, 5, 10'000);
+        {"--num-kv-pages=1024", "--max-model-len=8192", "--null-step-us=2000"});
+  wire::Submit runs = RouterClient::MakeSubmit(1, 5, 8000);
   runs.set_timeout_ms(300);
   wire::Submit waits = RouterClient::MakeSubmit(2, 5, 10);
   waits.set_timeout_ms(100);
