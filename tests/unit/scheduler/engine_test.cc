@@ -436,7 +436,7 @@ TEST_F(EngineTest, ATargetBetweenTokensCutsPromptsSmall) {
   EXPECT_GE(first.outputs.size(), before + kNumChunks);
   EXPECT_THAT(
       HttpGet(std::stoi(port), "/metrics"),
-      HasSubstr(fmt::format("penstock_step_token_budget{{engine=\"{}\"}} 66\n", engine_id_)));
+      HasSubstr("penstock_step_token_budget{engine=\"" + engine_id_ + "\",model_name=\"\"} 66\n"));
   client_->Cancel({1, 2});
   ExpectAllFree();
 }
