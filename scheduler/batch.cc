@@ -223,6 +223,17 @@ void Batch::CountShared() {
   }
 }
 
+uint32_t Batch::num_decodes() const {
+  uint32_t count = 0;
+  for (size_t i = 0; i < views_.size(); ++i) {
+    const RunningView& view = views_[i];
+    count += requests_[i] != nullptr && !view.AtEnd() && view.length - view.computed == 1;
+  }
+  return count;
+}
+
+void Batch::SetMaxTokens(uint32_t max_tokens) { budget_.max_tokens = max_tokens; }
+
 bool Batch::Compose(uint64_t step, PlanRecord* record) {
   record->Clear();
   Compact();

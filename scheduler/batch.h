@@ -47,6 +47,10 @@ class Batch {
   // Call before Remove, if the request has come to its own end: how long outputs are is learnt.
   void LearnLength(const Request& request);
 
+  // Running decodes that the next step can have a row of.
+  uint32_t num_decodes() const;
+  // Of the steps from now on, decodes included; at most what Reset was given.
+  void SetMaxTokens(uint32_t max_tokens);
   // Composes step `step` (the last one composed + 1). False: there is nothing to do; the number is
   // then not used up. May admit and preempt.
   bool Compose(uint64_t step, PlanRecord* record);

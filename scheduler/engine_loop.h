@@ -22,6 +22,7 @@
 #include "scheduler/metrics.h"
 #include "scheduler/router_link.h"
 #include "scheduler/router_table.h"
+#include "scheduler/step_budget.h"
 #include "scheduler/worker_link.h"
 
 namespace penstock::scheduler {
@@ -32,6 +33,7 @@ struct EngineOptions {
   uint32_t num_ranks = 1;
   uint32_t max_num_seqs = 256;
   uint32_t max_num_batched_tokens = 2048;
+  double target_itl_ms = 0;                                 // step_budget.h; 0: none
   uint32_t max_queued_requests = 4096;                      // of each class of priority
   absl::flat_hash_map<std::string, double> tenant_weights;  // of those who are not named: 1
   uint32_t arena_mb = 64;
@@ -107,6 +109,8 @@ class EngineLoop {
   uint64_t next_step_ = 1;                               // to be planned
   uint64_t completed_step_ = 0;                          // within the epoch
   std::array<int64_t, kMaxInFlight> published_ns_ = {};  // of step s at s % kMaxInFlight
+  std::array<StepShape, kMaxInFlight> shapes_;           // likewise
+  StepBudget step_budget_{0, 0};
   PlanRecord record_;
   bool idle_checked_ = false;  // the invariants, since something last ran
 

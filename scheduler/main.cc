@@ -21,6 +21,9 @@ ABSL_FLAG(std::string, listen, "tcp://127.0.0.1:5555",
 ABSL_FLAG(uint32_t, tensor_parallel_size, 1, "number of worker ranks");
 ABSL_FLAG(uint32_t, max_num_seqs, 256, "requests that run at once");
 ABSL_FLAG(uint32_t, max_num_batched_tokens, 2048, "tokens of a step, prompts and decodes together");
+ABSL_FLAG(double, target_itl_ms, 0,
+          "have the tokens of running requests come at most so many milliseconds apart, by fewer "
+          "prompt tokens a step where need be; 0: no target");
 ABSL_FLAG(uint32_t, max_queued_requests, 4096,
           "requests of a class of priority that may wait; more are refused at once");
 ABSL_FLAG(std::string, tenant_weights, "",
@@ -68,6 +71,7 @@ absl::StatusOr<EngineOptions> OptionsFromFlags() {
   options.num_ranks = absl::GetFlag(FLAGS_tensor_parallel_size);
   options.max_num_seqs = absl::GetFlag(FLAGS_max_num_seqs);
   options.max_num_batched_tokens = absl::GetFlag(FLAGS_max_num_batched_tokens);
+  options.target_itl_ms = absl::GetFlag(FLAGS_target_itl_ms);
   options.max_queued_requests = absl::GetFlag(FLAGS_max_queued_requests);
   options.arena_mb = absl::GetFlag(FLAGS_arena_mb);
   options.enable_prefix_caching = !absl::GetFlag(FLAGS_no_enable_prefix_caching);
