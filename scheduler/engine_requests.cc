@@ -60,6 +60,7 @@ void EngineLoop::HandleSubmit(Router& router, const wire::Submit& submit) {
   request->prompt_len = static_cast<uint32_t>(submit.prompt_len());
   request->first_output = request->num_outputs();
   request->cache_salt = submit.cache_salt();
+  request->skip_prefix_cache = submit.skip_prefix_cache();
   request->sampling = submit.sampling();
   request->message = num_messages_;
   request->lease_mark = request->num_outputs();
