@@ -30,7 +30,7 @@ void Batch::Reset(const ModelFacts& model, uint32_t max_num_batched_tokens) {
   CHECK(AllFree());
   model_ = model;
   pages_.Reset(model.num_pages, model.page_size);
-  for (const auto& [order, request] : waiting_) {  // their keys are of another page size
+  for (Request* request : queue_.All()) {  // their keys are of another page size
     request->page_keys.clear();
     request->tail_length = 0;
   }
@@ -53,12 +53,13 @@ void Batch::LearnLength(const Request& request) {
 
 void Batch::Enqueue(Request* request) {
   request->order = next_order_++;
-  Requeue(request);
+  request->state = RequestState::kWaiting;
+  queue_.Add(request);
 }
 
 void Batch::Requeue(Request* request) {
   request->state = RequestState::kWaiting;
-  waiting_.emplace(request->order, request);
+  queue_.Return(request);
 }
 
 // A running request gives up its slot, arena space and pages.
@@ -75,7 +76,8 @@ void Batch::ReleaseHoldings(Request* request) {
 void Batch::Remove(Request* request) {
   switch (request->state) {
     case RequestState::kWaiting:
-      waiting_.erase(request->order);
+      queue_.Remove(request);
+      queue_.Forget(request);
       return;
     case RequestState::kDraining:
       std::erase(draining_, request);
@@ -83,8 +85,12 @@ void Batch::Remove(Request* request) {
     case RequestState::kRunning:
       ReleaseHoldings(request);
       break;
+    case RequestState::kLost:
+      queue_.Forget(request);
+      return;
   }
   slot_owner_[request->slot] = nullptr;
+  queue_.Forget(request);
 }
 
 void Batch::Preempt(uint32_t index) {
@@ -118,13 +124,27 @@ void Batch::Compact() {
   num_holes_ = 0;
 }
 
+// The highest class first; within it they stay in the order of their admission. What must not be
+// preempted, and goes first for pages and tokens, thereby stands in front.
+void Batch::SortByClass() {
+  const auto before = [](const RunningView& a, const RunningView& b) {
+    return a.priority < b.priority;
+  };
+  if (std::is_sorted(views_.begin(), views_.end(), before)) return;
+  std::stable_sort(requests_.begin(), requests_.end(),
+                   [](const Request* a, const Request* b) { return a->priority < b->priority; });
+  std::stable_sort(views_.begin(), views_.end(), before);
+  for (uint32_t i = 0; i < requests_.size(); ++i) requests_[i]->index = i;
+}
+
 void Batch::CollectWaiting() {
   waiting_views_.clear();
   candidates_.clear();
   pages_.BeginPlan();
   uint64_t tokens = 0, pages = 0;
   int num_held_back = 0;
-  for (const auto& [order, request] : waiting_) {
+  queue_.BeginTurns();
+  while (Request* request = queue_.NextTurn()) {
     // The pages bound the plan record, as the ring has room for a page a token (worker_link.h).
     if (waiting_views_.size() == free_slots_.size() ||
         std::max(tokens, pages) >= budget_.max_tokens || num_held_back == kMaxHeldBack) {
@@ -154,7 +174,7 @@ bool Batch::Admit(const Candidate& candidate, PlanRecord* record) {
   const uint64_t bytes = ArenaBytes(*request);
   const std::optional<uint64_t> offset = arena_.Allocate(bytes);
   if (!offset) return false;
-  waiting_.erase(request->order);
+  queue_.Admit(request, static_cast<uint32_t>(request->ids.size()) - prefix.num_ids);
   request->arena_offset = *offset;
   request->arena_bytes = bytes;
   request->slot = free_slots_.back();
@@ -182,6 +202,7 @@ bool Batch::Admit(const Candidate& candidate, PlanRecord* record) {
                     .num_pages = prefix.num_pages,
                     .prompt_len = request->prompt_len,
                     .rank = RankOf(request->order),
+                    .priority = request->priority,
                     .num_cached = prefix.num_pages});
   pages_.TakePrefix(request, prefix);
   if (prefix.tail != nullptr) copies_.push_back({prefix.tail, request});
@@ -216,6 +237,7 @@ void Batch::AddRow(const PlannedRow& planned, uint64_t step, PlanRecord* record)
   view.computed = planned.start + planned.num_tokens;
   pages_.NoteRow(request, step, planned.start, view.computed);
   view.length += planned.sample;
+  if (planned.sample) WaitingQueue::Serve(request, 1);
   view.last_step = step;
 }
 
@@ -227,9 +249,21 @@ void Batch::CountShared() {
   }
 }
 
+uint32_t Batch::num_decodes() const {
+  uint32_t count = 0;
+  for (size_t i = 0; i < views_.size(); ++i) {
+    const RunningView& view = views_[i];
+    count += requests_[i] != nullptr && !view.AtEnd() && view.length - view.computed == 1;
+  }
+  return count;
+}
+
+void Batch::SetMaxTokens(uint32_t max_tokens) { budget_.max_tokens = max_tokens; }
+
 bool Batch::Compose(uint64_t step, PlanRecord* record) {
   record->Clear();
   Compact();
+  SortByClass();
   CollectWaiting();
   CountShared();
   budget_.watermark_pages = fixed_margin_share_ < 0
@@ -294,7 +328,7 @@ void Batch::LoseRanks(std::vector<Request*>* failed) {
     ++request->num_deaths;
     ++request->num_preemptions;
     if (request->num_deaths >= 2 && request->last_step > completed_step_) {
-      request->state = RequestState::kWaiting;  // holds nothing; Remove would find it nowhere
+      request->state = RequestState::kLost;
       failed->push_back(request);
     } else {
       Requeue(request);
@@ -323,12 +357,6 @@ double Batch::PageUsage() const {
 bool Batch::AllFree() const {
   return num_running() == 0 && draining_.empty() && free_slots_.size() == slots_.size() &&
          pages_.num_free() == pages_.num_pages() && arena_.free_bytes() == arena_.total_bytes();
-}
-
-std::vector<Request*> Batch::Waiting() const {
-  std::vector<Request*> waiting;
-  for (const auto& [order, request] : waiting_) waiting.push_back(request);
-  return waiting;
 }
 
 }  // namespace penstock::scheduler

@@ -14,7 +14,6 @@
 #include <span>
 #include <vector>
 
-#include "absl/container/btree_map.h"
 #include "common/shm/layout.h"
 #include "scheduler/admission_margin.h"
 #include "scheduler/arena.h"
@@ -23,6 +22,7 @@
 #include "scheduler/plan_record.h"
 #include "scheduler/policy.h"
 #include "scheduler/request.h"
+#include "scheduler/waiting_queue.h"
 
 namespace penstock::scheduler {
 
@@ -40,13 +40,17 @@ class Batch {
   void UseAdmission(Admission admission, std::unique_ptr<LengthEstimate> lengths,
                     double margin_share);
 
-  // Puts a request into the waiting queue, behind all there are. The batch does not own it.
+  // Puts a request into the waiting queue. The batch does not own it.
   void Enqueue(Request* request);
   // Takes a request out, whatever its state; results of it that are on their way are discarded.
   void Remove(Request* request);
   // Call before Remove, if the request has come to its own end: how long outputs are is learnt.
   void LearnLength(const Request& request);
 
+  // Running decodes that the next step can have a row of.
+  uint32_t num_decodes() const;
+  // Of the steps from now on, decodes included; at most what Reset was given.
+  void SetMaxTokens(uint32_t max_tokens);
   // Composes step `step` (the last one composed + 1). False: there is nothing to do; the number is
   // then not used up. May admit and preempt.
   bool Compose(uint64_t step, PlanRecord* record);
@@ -61,7 +65,11 @@ class Batch {
   // it hit for the second time while they were in a plan in flight come back in *failed, removed.
   void LoseRanks(std::vector<Request*>* failed);
 
-  size_t num_waiting() const { return waiting_.size() + draining_.size(); }
+  const WaitingQueue& queue() const { return queue_; }
+  void SetTenantWeights(absl::flat_hash_map<std::string, double> weights) {
+    queue_.SetWeights(std::move(weights));
+  }
+  size_t num_waiting() const { return queue_.size() + draining_.size(); }
   size_t num_running() const { return requests_.size() - num_holes_; }
   size_t num_free_slots() const { return free_slots_.size(); }
   uint64_t num_preemptions() const { return num_preemptions_; }
@@ -72,8 +80,6 @@ class Batch {
   uint64_t arena_bytes() const { return arena_.total_bytes(); }
   // Nothing runs or is in quarantine (requests may wait).
   bool AllFree() const;
-  // The waiting ones in order.
-  std::vector<Request*> Waiting() const;
 
   // The sums hold: free, cached, held and quarantined pages are all pages, likewise slots and arena
   // bytes. Ends the process if not. O(running).
@@ -98,6 +104,7 @@ class Batch {
   };
 
   void Compact();
+  void SortByClass();
   void CountShared();
   void CollectWaiting();
   void Preempt(uint32_t index);
@@ -118,10 +125,10 @@ class Batch {
   Arena arena_;
   uint64_t completed_step_ = 0;
 
-  absl::btree_map<uint64_t, Request*> waiting_;  // by order
+  WaitingQueue queue_;
   uint64_t next_order_ = 1;
-  // Running, oldest admission first; index i of both is one request. A null request is a hole, left
-  // until the next Compose.
+  // Running, by class and then oldest admission first, but that those who were just admitted stand
+  // last; index i of both is one request. A null request is a hole, left until the next Compose.
   std::vector<RunningView> views_;
   std::vector<Request*> requests_;
   size_t num_holes_ = 0;

@@ -45,8 +45,9 @@ void Batch::CheckInvariants() const {
   }
   CHECK(static_cast<size_t>(std::count(slot_owner_.begin(), slot_owner_.end(), nullptr)) ==
         slots_.size() - num_owned);
-  for (const auto& [order, request] : waiting_) {
-    CHECK(request->state == RequestState::kWaiting && request->order == order);
+  queue_.CheckInvariants();
+  for (const Request* request : queue_.All()) {
+    CHECK(request->state == RequestState::kWaiting);
     CHECK(request->pages.empty() && request->num_shared == 0);
   }
 }

@@ -94,7 +94,9 @@ void KvPages::TakePrefix(Request* request, const Prefix& prefix) {
 }
 
 void KvPages::Announce(Request* request, uint32_t begin, uint32_t end) {
-  for (uint32_t i = begin; i < end; ++i) ++announced_[request->page_keys[i]];
+  for (uint32_t i = begin; i < end; ++i) {
+    ++announced_[request->page_keys[i]];
+  }
   request->announced_begin = begin;
   request->announced_end = end;
 }
@@ -206,7 +208,7 @@ void KvPages::CheckAccounts(std::span<Request* const> holders) const {
 
 // What is announced and offered is what those who hold pages say.
 void KvPages::CheckOffers(std::span<Request* const> holders) const {
-  absl::flat_hash_map<PageKey, uint32_t, PageKeyHash> announced;
+  decltype(announced_) announced;
   size_t num_tails = 0;
   for (const Request* request : holders) {
     if (request == nullptr) continue;

@@ -15,7 +15,9 @@
 //  - The full pages of an admitted request's ids are announced: by their keys it is known that it
 //    computes them. A request whose next page is announced had better wait (being_computed). What
 //    is announced is withdrawn when it is computed and when the request leaves, so nobody waits for
-//    what nobody computes; a request that waits has announced nothing.
+//    what nobody computes; a request that waits has announced nothing. Nor does anybody wait long:
+//    a plan that admits somebody has planned all running prompts to their ends (policy.h), so it is
+//    for steps in flight.
 //  - What lies behind the last full page, but for the last id, is the tail of a request's ids.
 //    As long as a request runs that had the same ids, and has computed them, the page is copied:
 //    the owner only appends behind them. So forks of one prompt compute one id each.
@@ -97,6 +99,8 @@ class KvPages {
   void CheckInvariants(std::span<Request* const> holders) const;
 
  private:
+  template <typename T>
+  using PageMap = absl::flat_hash_map<PageKey, T, PageKeyHash>;
   struct Quarantine {
     uint64_t until_step;
     uint32_t num_freed;   // of the pages, those that are free then; the others are shared
@@ -136,12 +140,12 @@ class KvPages {
   std::vector<Quarantine> quarantine_;
   uint32_t num_quarantined_ = 0;  // of their pages, those that become free
   std::deque<Fill> fills_;        // in order of step
-  // By how many requests a full page's key is announced; and what the requests that FindPrefix has
-  // seen in this plan would announce, of each the next page, which is the one that others meet.
-  absl::flat_hash_map<PageKey, uint32_t, PageKeyHash> announced_;
+  PageMap<uint32_t> announced_;   // by how many requests
+  // What the requests that FindPrefix has seen in this plan would announce: of each the next page,
+  // which is the one that others meet.
   absl::flat_hash_set<PageKey, PageKeyHash> expected_;
-  absl::flat_hash_map<PageKey, Request*, PageKeyHash> tails_;  // of each one owner
-  std::vector<uint32_t> freed_;                                // scratch
+  PageMap<Request*> tails_;      // of each one owner
+  std::vector<uint32_t> freed_;  // scratch
 };
 
 }  // namespace penstock::scheduler
