@@ -76,6 +76,7 @@ void EngineLoop::HandleSubmit(Router& router, const wire::Submit& submit) {
   request->prompt_len = static_cast<uint32_t>(submit.prompt_len());
   request->first_output = request->num_outputs();
   request->cache_salt = submit.cache_salt();
+  request->skip_prefix_cache = submit.skip_prefix_cache();
   request->tenant = submit.tenant();
   request->priority = static_cast<uint8_t>(submit.priority());
   request->sampling = submit.sampling();

@@ -184,6 +184,9 @@ absl::Status Executor::Prepare(const StepPlan& plan, StepBatch* batch) {
 
 absl::Status Executor::Launch(Flight* flight) {
   flight->times.begin_ns = NowNs();
+  if (const auto copies = flight->batch.copies(); !copies.empty()) {
+    RETURN_IF_ERROR(decoder_->CopyPages(copies));
+  }
   if (flight->batch.empty()) return absl::OkStatus();
   if (collective_ != nullptr) collective_->BeginPlan(plans_.cursor());
   return decoder_->Step(flight->batch.inputs(), tokens_);
