@@ -88,7 +88,7 @@ struct alignas(64) RankArea {
   std::atomic<uint64_t> acked_epoch;   // of the last Reset it has carried out
   std::atomic<uint64_t> plan_cursor;   // bytes of the plan ring it no longer needs
   std::atomic<uint64_t> result_tail;   // bytes ever written to its result ring
-  std::atomic<uint64_t> heartbeat_ns;  // CLOCK_MONOTONIC at the end of its last step or idle wait
+  std::atomic<uint64_t> heartbeat_ns;  // CLOCK_MONOTONIC when it last did something
   // The model as loaded; valid from kReady.
   std::atomic<uint32_t> num_pages, page_size, max_model_len, vocab_size, max_num_batched_tokens;
   std::atomic<float> load_progress;  // 0..1, weights loaded
