@@ -6,7 +6,7 @@ wire::Submit SubmitNow(const OpenRequest& request, std::chrono::steady_clock::ti
   wire::Submit submit = request.submit;
   if (!request.deadline) return submit;
   const auto left = std::chrono::ceil<std::chrono::milliseconds>(*request.deadline - now).count();
-  submit.set_timeout_ms(left > 0 ? left : -1);  // 0 would be no deadline
+  submit.set_timeout_ms(left == 0 ? -1 : left);  // 0 would be no deadline
   return submit;
 }
 
