@@ -122,7 +122,7 @@ def test_enough_time_is_no_limit(small):
 
 
 def test_a_timeout_goes_on_while_the_scheduler_starts_anew(small):
-    """What the resubmission says is left is less than at first; were it told anew, this took 6 s and more."""
+    """The resubmission has a deadline too (what it says is left: tests/unit/router/engine/submit_test.cc)."""
     stream = stream_completion(small, LONG | {"timeout": 3})
     next(stream)
     small.kill("scheduler")
