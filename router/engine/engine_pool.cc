@@ -13,7 +13,7 @@ uint64_t RandomU64() {
 }
 
 absl::StatusOr<std::unique_ptr<EnginePool>> EnginePool::Connect(
-    const std::vector<std::string>& addresses, LinkOptions options) {
+    const std::vector<std::string>& addresses, const LinkOptions& options) {
   if (addresses.empty()) return InvalidArgument("no engine: give --engine tcp://host:port");
   std::unique_ptr<EnginePool> pool(new EnginePool);
   pool->links_.resize(addresses.size());

@@ -19,7 +19,7 @@ class EnginePool {
  public:
   // Connects to all in the background. INVALID_ARGUMENT: no address, or a bad one.
   static absl::StatusOr<std::unique_ptr<EnginePool>> Connect(
-      const std::vector<std::string>& addresses, LinkOptions options);
+      const std::vector<std::string>& addresses, const LinkOptions& options);
   ~EnginePool();
 
   // Gives the requests ids and opens all, or none, at the least loaded engine; if none is usable,

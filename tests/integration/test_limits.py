@@ -1,4 +1,4 @@
-"""Queue limits and deadlines as clients see them, on the null device, which computes nothing at a pace that is given."""
+"""Queue limits and deadlines as clients see them, on the null device: it computes nothing, at a pace that is given."""
 import contextlib
 import json
 import re
