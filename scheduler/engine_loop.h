@@ -8,14 +8,15 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "common/net/wire.h"
 #include "common/shm/segment.h"
 #include "common/status.h"
-#include "scheduler/batch.h"
 #include "scheduler/metrics.h"
+#include "scheduler/recorded_batch.h"
 #include "scheduler/router_link.h"
 #include "scheduler/router_table.h"
 #include "scheduler/worker_link.h"
@@ -34,6 +35,7 @@ struct EngineOptions {
   bool overlap = true;  // plan a step while the one before runs
   bool check_invariants = false;
   bool log_requests = true;
+  std::string record_plans;  // file to make; empty: nothing is recorded. See recorder.h
   int64_t drain_timeout_ms = 30'000;
   int64_t lease_timeout_ms = net::kLeaseTimeoutMs;
 };
@@ -56,7 +58,8 @@ class EngineLoop {
   static constexpr int64_t kStepTimeoutNs = 60'000'000'000;
 
   EngineLoop(const EngineOptions& options, Metrics* metrics, std::shared_ptr<shm::Segment> segment,
-             std::unique_ptr<RouterLink> routers);
+             std::unique_ptr<RouterLink> routers, std::optional<KeySecret> prefix_secret,
+             std::unique_ptr<Recorder> recorder);
 
   // engine_loop.cc: steps
   void HandleRanks();
@@ -92,7 +95,7 @@ class EngineLoop {
   std::shared_ptr<shm::Segment> segment_;
   std::unique_ptr<RouterLink> router_link_;
   WorkerLink workers_;
-  Batch batch_;
+  RecordedBatch batch_;
   RouterTable routers_;
 
   uint64_t next_step_ = 1;                               // to be planned
