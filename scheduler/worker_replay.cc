@@ -65,7 +65,7 @@ WorkerReplay::Difference WorkerReplay::Take(const record::Event& event) {
     case record::Event::kCompleteStep:
       return TakeCompleteStep(event.complete_step());
     case record::Event::kLoseRanks:
-      RETURN_IF_ERROR(TakeLoseRanks());
+      TakeLoseRanks();
       return std::nullopt;
     default:  // what only the policy needs
       return std::nullopt;
@@ -231,7 +231,7 @@ WorkerReplay::Difference WorkerReplay::TakeCompleteStep(uint64_t step) {
   Difference difference = CompareIds(*result);
   link_.Consume();
   completed_step_ = step;
-  num_ids_ += expected_.size();
+  if (!difference->has_value()) num_ids_ += expected_.size();
   expected_.clear();
   while (!releases_.empty() && releases_.front().step <= step) {
     arena_.Free(releases_.front().arena_offset, releases_.front().arena_bytes);
@@ -240,18 +240,17 @@ WorkerReplay::Difference WorkerReplay::TakeCompleteStep(uint64_t step) {
   return difference;
 }
 
-absl::Status WorkerReplay::TakeLoseRanks() {
-  RETURN_IF_ERROR(Finish().status());
+void WorkerReplay::TakeLoseRanks() {
+  Finish();
   if (link_.state() == WorkerLink::State::kServing) link_.Abandon("the recording's epoch ends");
   std::fill(slots_.begin(), slots_.end(), Slot{});
   releases_.clear();
   expected_.clear();
   arena_ = Arena(segment_->arena().size());
   published_step_ = completed_step_ = 0;
-  return absl::OkStatus();
 }
 
-WorkerReplay::Difference WorkerReplay::Finish() {
+void WorkerReplay::Finish() {
   // What was in flight when the recorded epoch ended may be why it did: it must be let run.
   for (; completed_step_ < published_step_; ++completed_step_) {
     std::string lost;
@@ -262,7 +261,6 @@ WorkerReplay::Difference WorkerReplay::Finish() {
     }
     link_.Consume();
   }
-  return std::nullopt;
 }
 
 }  // namespace penstock::scheduler

@@ -41,7 +41,7 @@ class WorkerReplay {
   // (says what to do). DEADLINE_EXCEEDED: the ranks do not get ready.
   absl::StatusOr<std::optional<std::string>> Take(const record::Event& event);
   // Behind the last event: waits for what is in flight, which might be what the recording ended by.
-  absl::StatusOr<std::optional<std::string>> Finish();
+  void Finish();
 
   uint64_t num_steps() const { return num_steps_; }
   uint64_t num_ids() const { return num_ids_; }  // compared
@@ -69,7 +69,7 @@ class WorkerReplay {
   absl::Status Bind(const shm::PlanSlot& bind, uint64_t serial);
   absl::Status TakeResults(const record::Results& results);
   Difference TakeCompleteStep(uint64_t step);
-  absl::Status TakeLoseRanks();
+  void TakeLoseRanks();
   const shm::ResultHeader* WaitForResult(uint64_t step, std::string* lost);
   Difference CompareIds(const shm::ResultHeader& now) const;
   std::string NameOfSlot(uint32_t slot, uint32_t generation) const;

@@ -57,11 +57,12 @@ class WorkerReplayTest : public ::testing::Test {
     std::optional<std::string> difference;
     while (!difference) {
       ASSIGN_OR_RETURN(const record::Event* const event, recording_->Next());
-      if (event == nullptr) return replay_->Finish();
+      if (event == nullptr) break;
       record::Event changed = *event;
       if (change) change(&changed);
       ASSIGN_OR_RETURN(difference, replay_->Take(changed));
     }
+    replay_->Finish();
     return difference;
   }
 
