@@ -77,6 +77,7 @@ void RecordedBatch::BeginResults(const shm::ResultHeader& step) {
   results->set_begin_ns(step.begin_ns);
   results->set_end_ns(step.end_ns);
   results->set_idle_ns(step.idle_ns);
+  results->mutable_rows()->Reserve(static_cast<int>(step.num_rows) * kWordsOf<RecordedId>);
   results_ = results;
 }
 

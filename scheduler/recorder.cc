@@ -78,23 +78,27 @@ record::Event* Recorder::Add() {
 
 void Recorder::HandOver() {
   if (block_->events->events_size() == 0) return;
-  std::unique_ptr<Block> block = std::exchange(block_, std::make_unique<Block>());
-  if (stopped()) return;
-  const size_t bytes = block->arena.SpaceAllocated();
+  const size_t bytes = block_->arena.SpaceAllocated();
   bool too_slow = false;
   {
     const std::lock_guard lock(mutex_);
     too_slow = backlog_bytes_ + bytes > kMaxBacklogBytes;
-    if (!too_slow) {
+    if (!too_slow && !stopped()) {
       backlog_bytes_ += bytes;
-      backlog_.push_back(std::move(block));
+      backlog_.push_back(std::move(block_));
+      if (!spare_.empty()) {
+        block_ = std::move(spare_.back());
+        spare_.pop_back();
+      }
     }
   }
-  if (too_slow) {
-    Stop("the disk is too slow");
+  if (too_slow) Stop("the disk is too slow");
+  if (stopped()) {
+    if (block_ != nullptr) block_->Clear();
   } else {
     changed_.notify_one();
   }
+  if (block_ == nullptr) block_ = std::make_unique<Block>();
 }
 
 void Recorder::Stop(const std::string& reason) {
@@ -124,8 +128,9 @@ void Recorder::WriteAll() {
     if (!stopped()) {
       if (absl::Status status = WriteBlock(*block->events); !status.ok()) Stop(Message(status));
     }
-    block.reset();
+    block->Clear();
     lock.lock();
+    if (spare_.size() < kMaxSpareBlocks) spare_.push_back(std::move(block));
   }
 }
 

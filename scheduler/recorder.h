@@ -18,6 +18,7 @@
 #include <mutex>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "common/status.h"
 #include "proto/record.pb.h"
@@ -50,11 +51,18 @@ class Recorder {
   const std::string& path() const { return path_; }
 
  private:
-  // Events on an arena: adding is cheap, and the thread that writes gives the memory back.
+  // Events on an arena, whose memory is used again: adding is cheap.
   struct Block {
+    Block() : arena(memory, sizeof(memory)) { Clear(); }
+    void Clear() {
+      arena.Reset();
+      events = google::protobuf::Arena::CreateMessage<record::Block>(&arena);
+    }
+    alignas(16) char memory[16 << 10];  // a step of some hundred requests; more is taken as needed
     google::protobuf::Arena arena;
-    record::Block* events = google::protobuf::Arena::CreateMessage<record::Block>(&arena);
+    record::Block* events;
   };
+  static constexpr size_t kMaxSpareBlocks = 8;
 
   Recorder(int fd, std::string path);
   void Stop(const std::string& reason);
@@ -70,6 +78,7 @@ class Recorder {
   std::condition_variable changed_;
   std::deque<std::unique_ptr<Block>> backlog_;  // under mutex_, as what follows
   size_t backlog_bytes_ = 0;
+  std::vector<std::unique_ptr<Block>> spare_;  // empty ones
   bool ending_ = false;
 
   std::string frame_;  // writing thread

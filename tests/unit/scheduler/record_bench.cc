@@ -45,7 +45,7 @@ class Engine {
     batch_.HandOver();
     CHECK(batch_.Compose(step_, &record_));
     batch_.HandOver();
-    batch_.BeginResults({.step = step_});
+    batch_.BeginResults({.num_rows = static_cast<uint32_t>(record_.rows.size()), .step = step_});
     for (const shm::PlanRow& row : record_.rows) {
       const uint32_t generation = slots_[row.slot].generation;
       batch_.NoteResult({.slot = row.slot,
