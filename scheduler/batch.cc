@@ -10,7 +10,7 @@ Batch::Batch(std::span<shm::RequestSlot> slots, std::span<std::byte> arena,
              std::optional<KeySecret> prefix_secret)
     : slots_(slots),
       arena_memory_(arena),
-      prefix_secret_(prefix_secret),
+      pages_(prefix_secret),
       arena_(arena.size()),
       slot_owner_(slots.size()) {
   for (uint32_t slot = static_cast<uint32_t>(slots.size()); slot > 0; --slot) {
@@ -21,9 +21,8 @@ Batch::Batch(std::span<shm::RequestSlot> slots, std::span<std::byte> arena,
 void Batch::Reset(const ModelFacts& model, uint32_t max_num_batched_tokens) {
   CHECK(AllFree());
   model_ = model;
-  pool_ = BlockPool(model.num_pages);
-  tree_ = PrefixTree(prefix_secret_ ? model.num_pages : 0);
-  for (const auto& [order, request] : waiting_) request->page_keys.clear();  // of another page size
+  pages_.Reset(model.num_pages, model.page_size);
+  for (Request* request : queue_.All()) request->page_keys.clear();  // of another page size
   budget_.max_tokens = max_num_batched_tokens;
   completed_step_ = 0;
 }
@@ -43,117 +42,52 @@ void Batch::LearnLength(const Request& request) {
 
 void Batch::Enqueue(Request* request) {
   request->order = next_order_++;
-  Requeue(request);
+  request->state = RequestState::kWaiting;
+  queue_.Add(request);
 }
 
 void Batch::Requeue(Request* request) {
   request->state = RequestState::kWaiting;
-  waiting_.emplace(request->order, request);
+  queue_.Return(request);
 }
 
-uint32_t Batch::TakePage() {
-  if (pool_.num_free() == 0) {
-    const uint32_t evicted = tree_.Evict();
-    pool_.Free({&evicted, 1});
-  }
-  return pool_.Allocate();
-}
-
-// Makes the keys of the first pages, whose ids must be known, unless there are any. Each is made
-// once in a request's life.
-void Batch::NeedKeys(Request* request, uint32_t num_pages) const {
-  std::vector<PageKey>& keys = request->page_keys;
-  const std::span<const int32_t> ids = request->ids;
-  while (keys.size() < num_pages) {
-    const PageKey parent =
-        keys.empty() ? RootKey(*prefix_secret_, request->cache_salt) : keys.back();
-    const auto page_ids = ids.subspan(keys.size() * model_.page_size, model_.page_size);
-    keys.push_back(NextKey(*prefix_secret_, parent, page_ids));
-  }
-}
-
-PrefixTree::Match Batch::LongestPrefix(Request* request) const {
-  if (!prefix_secret_ || request->wants_prompt_logprobs) return {};
-  const auto num_full = static_cast<uint32_t>((request->ids.size() - 1) / model_.page_size);
-  NeedKeys(request, num_full);
-  return tree_.Longest(std::span(request->page_keys).first(num_full));
-}
-
-// Gives the tree the pages that a step has filled, as long as it has not got the like of them.
-void Batch::Share(const Fill& fill) {
-  Request* request = Find(fill.slot, fill.generation);
-  if (request == nullptr || request->state != RequestState::kRunning) return;
-  // (All these ids are known, unless the step's results were nonsense and the ranks are given up.)
-  const auto num_full = static_cast<uint32_t>(std::min<size_t>(fill.computed, request->ids.size()) /
-                                              model_.page_size);
-  NeedKeys(request, num_full);
-  for (uint32_t& i = request->num_shared; i < num_full; ++i) {
-    const uint32_t parent = i == 0 ? PrefixTree::kNone : request->pages[i - 1];
-    if (!tree_.Insert(request->page_keys[i], parent, request->pages[i])) return;
-  }
-}
-
-void Batch::FreePages(const HeldPages& held) {
-  freed_.clear();
-  tree_.Release(held.pages, held.num_shared, held.keys, &freed_);
-  pool_.Free(freed_);
-}
-
-// `computed`: as the request's view has it.
-void Batch::ReleaseHoldings(Request* request, uint32_t computed) {
+// A running request gives up its slot, arena space and pages.
+void Batch::ReleaseHoldings(Request* request) {
+  const RunningView& view = views_[request->index];
+  request->last_step = view.last_step;
+  requests_[request->index] = nullptr;
+  ++num_holes_;
   unreleased_.push_back({0, request->slot, slots_[request->slot].generation, request->arena_offset,
                          request->arena_bytes});
-  HeldPages held{.until_step = request->last_step,
-                 .num_freed = static_cast<uint32_t>(request->pages.size()),
-                 .num_shared = request->num_shared,
-                 .pages = std::move(request->pages),
-                 .keys = {}};
-  request->pages.clear();
-  request->num_shared = 0;
-  if (prefix_secret_) {
-    // An id that was sampled in a step whose results have not come is in a page, but is not known.
-    const auto known = std::min<size_t>(computed, request->ids.size());
-    const auto num_full = static_cast<uint32_t>(known / model_.page_size);
-    NeedKeys(request, num_full);
-    held.keys.assign(request->page_keys.begin() + held.num_shared,
-                     request->page_keys.begin() + num_full);
-    held.num_freed -= tree_.NumHeldByOthers(std::span(held.pages).first(held.num_shared));
-  }
-  if (held.until_step > completed_step_) {
-    num_held_pages_ += held.num_freed;
-    held_pages_.push_back(std::move(held));
-  } else {
-    FreePages(held);
-  }
+  pages_.Release(request, view.computed, view.last_step);
 }
 
 void Batch::Remove(Request* request) {
   switch (request->state) {
     case RequestState::kWaiting:
-      waiting_.erase(request->order);
+      queue_.Remove(request);
+      queue_.Forget(request);
       return;
     case RequestState::kDraining:
       std::erase(draining_, request);
       break;
     case RequestState::kRunning:
-      request->last_step = views_[request->index].last_step;
-      requests_[request->index] = nullptr;
-      ++num_holes_;
-      ReleaseHoldings(request, views_[request->index].computed);
+      ReleaseHoldings(request);
       break;
+    case RequestState::kLost:
+      queue_.Forget(request);
+      return;
   }
   slot_owner_[request->slot] = nullptr;
+  queue_.Forget(request);
 }
 
 void Batch::Preempt(uint32_t index) {
   Request* request = requests_[index];
-  request->last_step = views_[index].last_step;
-  requests_[index] = nullptr;
-  ++num_holes_;
   ++num_preemptions_;
   ++request->num_preemptions;
   margin_.Preempted();
-  ReleaseHoldings(request, views_[index].computed);
+  ReleaseHoldings(request);
   if (request->last_step > completed_step_) {
     // Ids of it are on their way: they are taken up before it waits again.
     request->state = RequestState::kDraining;
@@ -179,17 +113,31 @@ void Batch::Compact() {
   num_holes_ = 0;
 }
 
+// The highest class first; within it they stay in the order of their admission. What must not be
+// preempted, and goes first for pages and tokens, thereby stands in front.
+void Batch::SortByClass() {
+  const auto before = [](const RunningView& a, const RunningView& b) {
+    return a.priority < b.priority;
+  };
+  if (std::is_sorted(views_.begin(), views_.end(), before)) return;
+  std::stable_sort(requests_.begin(), requests_.end(),
+                   [](const Request* a, const Request* b) { return a->priority < b->priority; });
+  std::stable_sort(views_.begin(), views_.end(), before);
+  for (uint32_t i = 0; i < requests_.size(); ++i) requests_[i]->index = i;
+}
+
 void Batch::CollectWaiting() {
   waiting_views_.clear();
   candidates_.clear();
   uint64_t tokens = 0, pages = 0;
-  for (const auto& [order, request] : waiting_) {
+  queue_.BeginTurns();
+  while (Request* request = queue_.NextTurn()) {
     // The pages bound the plan record, as the ring has room for a page a token (worker_link.h).
     if (waiting_views_.size() == free_slots_.size() ||
         std::max(tokens, pages) >= budget_.max_tokens) {
       return;
     }
-    const PrefixTree::Match match = LongestPrefix(request);
+    const PrefixTree::Match match = pages_.LongestPrefix(request);
     const auto length = static_cast<uint32_t>(request->ids.size());
     const uint32_t cached = match.num_pages * model_.page_size;
     waiting_views_.push_back({.length = length,
@@ -204,22 +152,13 @@ void Batch::CollectWaiting() {
   }
 }
 
-void Batch::TakePrefix(Request* request, uint32_t num_pages, PlanRecord* record) {
-  tree_.Acquire(std::span(request->page_keys).first(num_pages), &request->pages);
-  request->num_shared = num_pages;
-  for (uint32_t page : request->pages) record->appends.push_back({request->slot, page});
-  if (request->num_preemptions > 0 || !prefix_secret_ || request->wants_prompt_logprobs) return;
-  request->cached_tokens = std::min(num_pages * model_.page_size, request->prompt_len);
-  prefix_stats_.queries += request->prompt_len;
-  prefix_stats_.hits += request->cached_tokens;
-}
-
 bool Batch::Admit(const Candidate& candidate, PlanRecord* record) {
   Request* request = candidate.request;
   const uint64_t bytes = ArenaBytes(*request);
   const std::optional<uint64_t> offset = arena_.Allocate(bytes);
   if (!offset) return false;
-  waiting_.erase(request->order);
+  queue_.Admit(request, static_cast<uint32_t>(request->ids.size()) -
+                            candidate.num_cached_pages * model_.page_size);
   request->arena_offset = *offset;
   request->arena_bytes = bytes;
   request->slot = free_slots_.back();
@@ -240,8 +179,10 @@ bool Batch::Admit(const Candidate& candidate, PlanRecord* record) {
                     .num_pages = candidate.num_cached_pages,
                     .prompt_len = request->prompt_len,
                     .rank = RankOf(request->order),
+                    .priority = request->priority,
                     .num_cached = candidate.num_cached_pages});
-  TakePrefix(request, candidate.num_cached_pages, record);
+  pages_.TakePrefix(request, candidate.num_cached_pages);
+  for (uint32_t page : request->pages) record->appends.push_back({request->slot, page});
   return true;
 }
 
@@ -252,8 +193,7 @@ void Batch::AddRow(const PlannedRow& planned, uint64_t step, PlanRecord* record)
   const uint32_t end = first ? view.length : planned.start + planned.num_tokens;
   for (const uint32_t needed = PagesFor(end, model_.page_size); view.num_pages < needed;
        ++view.num_pages) {
-    request->pages.push_back(TakePage());
-    record->appends.push_back({request->slot, request->pages.back()});
+    record->appends.push_back({request->slot, pages_.TakePage(request)});
   }
   uint32_t flags = planned.sample ? uint32_t{shm::kRowSample} : 0;
   if (request->wants_prompt_logprobs && planned.start + 1 < request->prompt_len) {
@@ -261,26 +201,35 @@ void Batch::AddRow(const PlannedRow& planned, uint64_t step, PlanRecord* record)
   }
   record->rows.push_back({request->slot, planned.start, planned.num_tokens, flags});
   view.computed = planned.start + planned.num_tokens;
-  if (prefix_secret_ && planned.start / model_.page_size < view.computed / model_.page_size) {
-    fills_.push_back({step, request->slot, slots_[request->slot].generation, view.computed});
-  }
+  pages_.NoteRow(request, step, planned.start, view.computed);
   view.length += planned.sample;
+  if (planned.sample) WaitingQueue::Serve(request, 1);
   view.last_step = step;
 }
 
 // RunningView::num_shared, where it is needed.
 void Batch::CountShared() {
-  if (!prefix_secret_ || num_free_pages() >= requests_.size()) return;
+  if (!pages_.shares() || pages_.num_free() >= requests_.size()) return;
   for (size_t i = 0; i < requests_.size(); ++i) {
-    const Request& request = *requests_[i];
-    views_[i].num_shared =
-        tree_.NumHeldByOthers(std::span(request.pages).first(request.num_shared));
+    views_[i].num_shared = pages_.NumHeldByOthers(*requests_[i]);
   }
 }
+
+uint32_t Batch::num_decodes() const {
+  uint32_t count = 0;
+  for (size_t i = 0; i < views_.size(); ++i) {
+    const RunningView& view = views_[i];
+    count += requests_[i] != nullptr && !view.AtEnd() && view.length - view.computed == 1;
+  }
+  return count;
+}
+
+void Batch::SetMaxTokens(uint32_t max_tokens) { budget_.max_tokens = max_tokens; }
 
 bool Batch::Compose(uint64_t step, PlanRecord* record) {
   record->Clear();
   Compact();
+  SortByClass();
   CollectWaiting();
   CountShared();
   budget_.watermark_pages = fixed_margin_share_ < 0
@@ -290,8 +239,8 @@ bool Batch::Compose(uint64_t step, PlanRecord* record) {
                     waiting_views_,
                     completed_step_,
                     model_.page_size,
-                    num_free_pages(),
-                    num_held_pages_,
+                    pages_.num_free(),
+                    pages_.num_quarantined(),
                     static_cast<uint32_t>(free_slots_.size()),
                     lengths_.get()};
   Plan(state, budget_, &plan_);
@@ -320,13 +269,7 @@ Request* Batch::Find(uint32_t slot, uint32_t generation) const {
 
 void Batch::CompleteStep(uint64_t step) {
   completed_step_ = step;
-  for (; !fills_.empty() && fills_.front().step <= step; fills_.pop_front()) Share(fills_.front());
-  std::erase_if(held_pages_, [&](const HeldPages& held) {
-    if (held.until_step > step) return false;
-    num_held_pages_ -= held.num_freed;
-    FreePages(held);
-    return true;
-  });
+  pages_.CompleteStep(step);
   while (!released_slots_.empty() && released_slots_.front().until_step <= step) {
     const HeldSlot& held = released_slots_.front();
     arena_.Free(held.arena_offset, held.arena_bytes);
@@ -346,12 +289,11 @@ void Batch::LoseRanks(std::vector<Request*>* failed) {
   for (size_t i = 0; i < requests_.size(); ++i) requests_[i]->last_step = views_[i].last_step;
   requests_.insert(requests_.end(), draining_.begin(), draining_.end());
   for (Request* request : requests_) {
-    request->pages.clear();
-    request->num_shared = 0;
+    KvPages::Forget(request);
     ++request->num_deaths;
     ++request->num_preemptions;
     if (request->num_deaths >= 2 && request->last_step > completed_step_) {
-      request->state = RequestState::kWaiting;  // holds nothing; Remove would find it nowhere
+      request->state = RequestState::kLost;
       failed->push_back(request);
     } else {
       Requeue(request);
@@ -363,11 +305,7 @@ void Batch::LoseRanks(std::vector<Request*>* failed) {
   draining_.clear();
   unreleased_.clear();
   released_slots_.clear();
-  held_pages_.clear();
-  num_held_pages_ = 0;
-  fills_.clear();
-  pool_ = BlockPool(model_.num_pages);
-  tree_ = PrefixTree(prefix_secret_ ? model_.num_pages : 0);
+  pages_.Reset(model_.num_pages, model_.page_size);
   arena_ = Arena(arena_memory_.size());
   free_slots_.clear();
   for (uint32_t slot = static_cast<uint32_t>(slots_.size()); slot > 0; --slot) {
@@ -377,19 +315,13 @@ void Batch::LoseRanks(std::vector<Request*>* failed) {
 }
 
 double Batch::PageUsage() const {
-  const uint32_t all = pool_.num_pages();
-  return all == 0 ? 0.0 : 1.0 - static_cast<double>(num_free_pages()) / all;
+  const uint32_t all = pages_.num_pages();
+  return all == 0 ? 0.0 : 1.0 - static_cast<double>(pages_.num_free()) / all;
 }
 
 bool Batch::AllFree() const {
   return num_running() == 0 && draining_.empty() && free_slots_.size() == slots_.size() &&
-         num_free_pages() == pool_.num_pages() && arena_.free_bytes() == arena_.total_bytes();
-}
-
-std::vector<Request*> Batch::Waiting() const {
-  std::vector<Request*> waiting;
-  for (const auto& [order, request] : waiting_) waiting.push_back(request);
-  return waiting;
+         pages_.num_free() == pages_.num_pages() && arena_.free_bytes() == arena_.total_bytes();
 }
 
 }  // namespace penstock::scheduler

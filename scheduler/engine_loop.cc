@@ -48,6 +48,8 @@ absl::StatusOr<std::unique_ptr<Recorder>> MakeRecorder(const EngineOptions& opti
     header.set_secret_0(secret->k0);
     header.set_secret_1(secret->k1);
   }
+  header.mutable_tenant_weights()->insert(options.tenant_weights.begin(),
+                                          options.tenant_weights.end());
   for (uint32_t i = 0; segment.adopted() && i < geometry.num_slots; ++i) {
     header.add_generations(segment.slot(i).generation);
   }
@@ -66,6 +68,10 @@ absl::StatusOr<std::unique_ptr<EngineLoop>> EngineLoop::Create(const EngineOptio
         "--max-num-batched-tokens {} is less than --max-num-seqs {}: each running request takes a "
         "token a step",
         options.max_num_batched_tokens, options.max_num_seqs);
+  }
+  if (!(options.target_itl_ms >= 0)) {
+    return InvalidArgument("--target-itl-ms {} is negative: give milliseconds, or 0 for none",
+                           options.target_itl_ms);
   }
   const shm::Geometry geometry =
       WorkerLink::MakeGeometry(options.num_ranks, options.max_num_seqs,
@@ -97,7 +103,9 @@ EngineLoop::EngineLoop(const EngineOptions& options, Metrics* metrics,
       workers_(segment_),
       batch_({&segment_->slot(0), segment_->geometry().num_slots}, segment_->arena(), prefix_secret,
              std::move(recorder)),
-      routers_(options.engine_id, ProcessEpoch()) {}
+      routers_(options.engine_id, ProcessEpoch()) {
+  batch_.SetTenantWeights(options.tenant_weights);
+}
 
 void EngineLoop::Stop() {
   num_stops_.fetch_add(1);
@@ -119,6 +127,7 @@ void EngineLoop::Run() {
     HandleRanks();
     HandleMessages();
     ExpireRouters();
+    ExpireRequests();
     batch_.HandOver();
     PublishPlans();
     NoteReadiness();
@@ -143,6 +152,7 @@ bool EngineLoop::Drained() const {
 
 int64_t EngineLoop::NextDeadline() const {
   int64_t deadline = drain_deadline_ns_;
+  if (!deadlines_.empty()) deadline = std::min(deadline, deadlines_.begin()->first);
   for (const auto& [id, router] : const_cast<EngineLoop*>(this)->routers_.all()) {
     deadline = std::min(deadline, router->last_heard_ns + options_.lease_timeout_ms * 1'000'000);
   }
@@ -181,13 +191,14 @@ void EngineLoop::BeginServing() {
   const uint32_t max_tokens =
       std::min(options_.max_num_batched_tokens, model.max_num_batched_tokens);
   batch_.Reset(workers_.epoch(), model, max_tokens);
+  step_budget_ = StepBudget(1e-3 * options_.target_itl_ms, max_tokens);
   if (metrics_) metrics_->SetCacheConfig(model.page_size, model.num_pages);
   spdlog::info(
       "msg=\"engine ready\" epoch={} ranks={} pages={} page_size={} max_model_len={} "
       "vocabulary={} tokens_a_step={}",
       workers_.epoch(), options_.num_ranks, model.num_pages, model.page_size, model.max_model_len,
       model.vocab_size, max_tokens);
-  for (Request* request : batch_.Waiting()) Validate(*request);
+  for (Request* request : batch_.queue().All()) Validate(*request);
 }
 
 void EngineLoop::HandleResults() {
@@ -263,28 +274,35 @@ void EngineLoop::PublishPlans() {
   const uint64_t depth = options_.overlap ? kMaxInFlight : 1;
   while (workers_.state() == WorkerLink::State::kServing && next_step_ - completed_step_ <= depth) {
     const int64_t begin_ns = shm::MonotonicNs();
+    const uint32_t max_tokens = step_budget_.Tokens(batch_.num_decodes());
+    batch_.SetMaxTokens(max_tokens);
     if (!batch_.Compose(next_step_, &record_)) break;
     workers_.Publish(next_step_, record_);
     const int64_t now_ns = shm::MonotonicNs();
     published_ns_[next_step_ % kMaxInFlight] = now_ns;
+    const StepShape shape = StepShape::Of(record_.rows);
+    shapes_[next_step_ % kMaxInFlight] = shape;
     ++next_step_;
     idle_checked_ = false;
-    uint32_t num_tokens = 0;
-    for (const shm::PlanRow& row : record_.rows) num_tokens += row.num_tokens;
     for (const shm::PlanSlot& bind : record_.binds) {
       Request* request = batch_.Find(bind.slot, bind.generation);
       if (request->was_admitted) continue;
       request->was_admitted = true;
+      ++num_admitted_;
       if (!metrics_) continue;
       metrics_->request_queue_seconds->Observe(1e-9 * (now_ns - request->submitted_ns));
       metrics_->prompt_tokens->Increment(request->prompt_len);
     }
     if (metrics_) {
       metrics_->plan_seconds->Observe(1e-9 * (now_ns - begin_ns));
+      const uint32_t num_tokens = shape.num_decodes + shape.num_prompt_tokens;
       if (num_tokens > 0) metrics_->iteration_tokens->Observe(num_tokens);
+      metrics_->step_token_budget->Set(max_tokens);
     }
     if (options_.check_invariants) batch_.CheckInvariants();
   }
+  drain_rate_.Observe(std::exchange(num_admitted_, 0), batch_.num_waiting(),
+                      1e-9 * shm::MonotonicNs());
   if (next_step_ == completed_step_ + 1 && !idle_checked_) {
     batch_.CheckAccounts();
     idle_checked_ = true;
@@ -293,6 +311,7 @@ void EngineLoop::PublishPlans() {
 
 void EngineLoop::ObserveStep(const shm::ResultHeader& step) {
   const uint64_t busy_ns = step.end_ns - std::min(step.begin_ns, step.end_ns);
+  step_budget_.Observe(shapes_[step.step % kMaxInFlight], 1e-9 * static_cast<double>(busy_ns));
   window_busy_ns_ += busy_ns;
   window_idle_ns_ += step.idle_ns;
   if (window_busy_ns_ + window_idle_ns_ >= kIdleWindowNs) {

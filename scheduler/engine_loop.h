@@ -10,15 +10,20 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "absl/container/btree_set.h"
+#include "absl/container/flat_hash_map.h"
 #include "common/net/wire.h"
 #include "common/shm/segment.h"
 #include "common/status.h"
+#include "scheduler/drain_rate.h"
 #include "scheduler/metrics.h"
 #include "scheduler/recorded_batch.h"
 #include "scheduler/router_link.h"
 #include "scheduler/router_table.h"
+#include "scheduler/step_budget.h"
 #include "scheduler/worker_link.h"
 
 namespace penstock::scheduler {
@@ -29,7 +34,9 @@ struct EngineOptions {
   uint32_t num_ranks = 1;
   uint32_t max_num_seqs = 256;
   uint32_t max_num_batched_tokens = 2048;
-  uint32_t max_queued_requests = 4096;
+  double target_itl_ms = 0;                                 // step_budget.h; 0: none
+  uint32_t max_queued_requests = 4096;                      // of each class of priority
+  absl::flat_hash_map<std::string, double> tenant_weights;  // of those who are not named: 1
   uint32_t arena_mb = 64;
   bool enable_prefix_caching = true;
   bool overlap = true;  // plan a step while the one before runs
@@ -81,6 +88,7 @@ class EngineLoop {
   void Validate(Request& request);
   void HandleLease(Router& router, const wire::Lease& lease);
   void ExpireRouters();
+  void ExpireRequests();
   void ReleaseRouter(Router& router);
   void Cancel(Request& request, const char* why);
   void End(Request& request, wire::EndReason reason);
@@ -97,10 +105,15 @@ class EngineLoop {
   WorkerLink workers_;
   RecordedBatch batch_;
   RouterTable routers_;
+  absl::btree_set<std::pair<int64_t, Request*>> deadlines_;
+  DrainRate drain_rate_;
+  uint32_t num_admitted_ = 0;  // that drain_rate_ has not been told of
 
   uint64_t next_step_ = 1;                               // to be planned
   uint64_t completed_step_ = 0;                          // within the epoch
   std::array<int64_t, kMaxInFlight> published_ns_ = {};  // of step s at s % kMaxInFlight
+  std::array<StepShape, kMaxInFlight> shapes_;           // likewise
+  StepBudget step_budget_{0, 0};
   PlanRecord record_;
   bool idle_checked_ = false;  // the invariants, since something last ran
 

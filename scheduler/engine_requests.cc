@@ -5,6 +5,11 @@
 #include "scheduler/engine_loop.h"
 
 namespace penstock::scheduler {
+namespace {
+
+constexpr int64_t kMaxTimeoutMs = int64_t{365} * 24 * 3600 * 1000;  // so that sums do not overflow
+
+}  // namespace
 
 void EngineLoop::HandleMessages() {
   router_link_->Take(&inbox_);
@@ -28,12 +33,19 @@ void EngineLoop::HandleMessages() {
 
 absl::Status EngineLoop::Admissible(const wire::Submit& submit, int num_outputs) const {
   RETURN_IF_ERROR(ValidateSubmit(submit));
+  if (submit.timeout_ms() < 0) {
+    return DeadlineExceeded("the request's deadline had passed {} ms before it came here",
+                            -submit.timeout_ms());
+  }
   if (draining_) return Unavailable("engine {} is shutting down", options_.engine_id);
   // A stream that has begun is not turned away.
+  const auto priority = static_cast<uint32_t>(submit.priority());
   if (num_outputs == 0 &&
-      batch_.num_waiting() >= options_.max_queued_requests + batch_.num_free_slots()) {
-    return ResourceExhausted("{} requests wait already: try again later (--max-queued-requests)",
-                             batch_.num_waiting());
+      batch_.queue().IsFull(priority, submit.tenant(),
+                            options_.max_queued_requests + batch_.num_free_slots())) {
+    return ResourceExhausted(
+        "{} requests go before it already: try again later (--max-queued-requests)",
+        batch_.queue().NumAhead(priority));
   }
   return absl::OkStatus();
 }
@@ -48,7 +60,11 @@ void EngineLoop::HandleSubmit(Router& router, const wire::Submit& submit) {
       spdlog::info("msg=\"request refused\" request={} reason=\"{}\"", submit.request_id(),
                    Message(status));
     }
-    AddError(router, submit.id(), num_outputs, status);
+    const uint32_t retry_after_s = absl::IsResourceExhausted(status)
+                                       ? drain_rate_.SecondsFor(batch_.queue().NumAhead(
+                                             static_cast<uint32_t>(submit.priority())))
+                                       : 0;
+    AddError(router, submit.id(), num_outputs, status, retry_after_s);
     return;
   }
   std::unique_ptr<Request>& request = router.requests[submit.id()];
@@ -57,6 +73,11 @@ void EngineLoop::HandleSubmit(Router& router, const wire::Submit& submit) {
   request->message = num_messages_;
   request->lease_mark = request->num_outputs();
   request->submitted_ns = shm::MonotonicNs();
+  if (submit.timeout_ms() > 0) {
+    request->deadline_ns =
+        request->submitted_ns + std::min(submit.timeout_ms(), kMaxTimeoutMs) * 1'000'000;
+    deadlines_.emplace(request->deadline_ns, request.get());
+  }
   batch_.Enqueue(request.get(), submit);
   // Before the ranks have said what they loaded, it waits to be checked: BeginServing does.
   if (workers_.state() == WorkerLink::State::kServing) Validate(*request);
@@ -118,8 +139,22 @@ void EngineLoop::ExpireRouters() {
   }
 }
 
+void EngineLoop::ExpireRequests() {
+  const int64_t now_ns = shm::MonotonicNs();
+  while (!deadlines_.empty() && deadlines_.begin()->first <= now_ns) {
+    Request& request = *deadlines_.begin()->second;
+    Fail(request,
+         DeadlineExceeded("the request's deadline passed {}",
+                          request.was_admitted ? fmt::format("after {} ids", request.num_outputs())
+                                               : "while it waited to be admitted"));
+  }
+}
+
 void EngineLoop::ReleaseRouter(Router& router) {
-  for (const auto& [id, request] : router.requests) batch_.Remove(request.get());
+  for (const auto& [id, request] : router.requests) {
+    batch_.Remove(request.get());
+    deadlines_.erase({request->deadline_ns, request.get()});
+  }
   routers_.Erase(std::string(router.id));
 }
 
@@ -149,6 +184,7 @@ void EngineLoop::Forget(Request& request, std::string_view outcome) {
         request.num_outputs(), request.num_preemptions,
         1e-9 * (shm::MonotonicNs() - request.submitted_ns));
   }
+  deadlines_.erase({request.deadline_ns, &request});
   const uint64_t id = request.id;
   request.router->requests.erase(id);
 }

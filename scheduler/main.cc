@@ -9,6 +9,8 @@
 #include <vector>
 
 #include "absl/flags/flag.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_split.h"
 #include "common/flags.h"
 #include "common/log.h"
 #include "scheduler/engine_loop.h"
@@ -19,7 +21,13 @@ ABSL_FLAG(std::string, listen, "tcp://127.0.0.1:5555",
 ABSL_FLAG(uint32_t, tensor_parallel_size, 1, "number of worker ranks");
 ABSL_FLAG(uint32_t, max_num_seqs, 256, "requests that run at once");
 ABSL_FLAG(uint32_t, max_num_batched_tokens, 2048, "tokens of a step, prompts and decodes together");
-ABSL_FLAG(uint32_t, max_queued_requests, 4096, "requests that may wait; more are refused at once");
+ABSL_FLAG(double, target_itl_ms, 0,
+          "have the tokens of running requests come at most so many milliseconds apart, by fewer "
+          "prompt tokens a step where need be; 0: no target");
+ABSL_FLAG(uint32_t, max_queued_requests, 4096,
+          "requests of a class of priority that may wait; more are refused at once");
+ABSL_FLAG(std::string, tenant_weights, "",
+          "shares of tenants, name=weight with commas; others have 1: \"a=2,b=0.5\"");
 ABSL_FLAG(uint32_t, arena_mb, 64, "shared memory for the ids of running requests, in MiB");
 ABSL_FLAG(bool, no_overlap, false, "plan a step only when the one before is complete (debugging)");
 ABSL_FLAG(bool, no_enable_prefix_caching, false,
@@ -43,13 +51,30 @@ namespace {
 // does not help. The launcher knows it.
 constexpr int kExitBadInput = 2;
 
-EngineOptions OptionsFromFlags() {
+absl::StatusOr<absl::flat_hash_map<std::string, double>> ParseWeights(const std::string& text) {
+  absl::flat_hash_map<std::string, double> weights;
+  for (const std::string& item :
+       std::vector<std::string>(absl::StrSplit(text, ',', absl::SkipEmpty()))) {
+    const size_t sign = item.rfind('=');
+    double weight = 0;
+    if (sign == std::string::npos || !absl::SimpleAtod(item.substr(sign + 1), &weight) ||
+        !(weight >= 0.001 && weight <= 1000)) {
+      return InvalidArgument("--tenant-weights has \"{}\": give name=weight, 0.001 to 1000", item);
+    }
+    weights[item.substr(0, sign)] = weight;
+  }
+  return weights;
+}
+
+absl::StatusOr<EngineOptions> OptionsFromFlags() {
   EngineOptions options;
+  ASSIGN_OR_RETURN(options.tenant_weights, ParseWeights(absl::GetFlag(FLAGS_tenant_weights)));
   options.engine_id = absl::GetFlag(FLAGS_engine_id);
   options.listen = absl::GetFlag(FLAGS_listen);
   options.num_ranks = absl::GetFlag(FLAGS_tensor_parallel_size);
   options.max_num_seqs = absl::GetFlag(FLAGS_max_num_seqs);
   options.max_num_batched_tokens = absl::GetFlag(FLAGS_max_num_batched_tokens);
+  options.target_itl_ms = absl::GetFlag(FLAGS_target_itl_ms);
   options.max_queued_requests = absl::GetFlag(FLAGS_max_queued_requests);
   options.arena_mb = absl::GetFlag(FLAGS_arena_mb);
   options.enable_prefix_caching = !absl::GetFlag(FLAGS_no_enable_prefix_caching);
@@ -91,7 +116,7 @@ sigset_t BlockStopSignals() {
 
 absl::Status Main() {
   const sigset_t signals = BlockStopSignals();
-  const EngineOptions options = OptionsFromFlags();
+  ASSIGN_OR_RETURN(const EngineOptions options, OptionsFromFlags());
   auto registry = std::make_shared<prometheus::Registry>();
   Metrics metrics =
       Metrics::Make(*registry, absl::GetFlag(FLAGS_model_name), absl::GetFlag(FLAGS_engine_id));

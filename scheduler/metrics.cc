@@ -30,6 +30,8 @@ Metrics Metrics::Make(prometheus::Registry& registry, const std::string& model_n
   m.kv_cache_usage_perc = gauge("vllm:kv_cache_usage_perc", "KV pages in use; 1 means all.");
   m.device_idle_ratio =
       gauge("penstock_device_idle_ratio", "Share of time the device waited though there was work.");
+  m.step_token_budget =
+      gauge("penstock_step_token_budget", "Tokens that the last step planned might have.");
   m.num_preemptions = counter("vllm:num_preemptions_total", "Requests put back to be recomputed.");
   m.prompt_tokens = counter("vllm:prompt_tokens_total", "Prompt tokens of admitted requests.");
   m.generation_tokens = counter("vllm:generation_tokens_total", "Tokens generated.");

@@ -17,6 +17,7 @@ struct Metrics {
   prometheus::Gauge* num_requests_waiting;
   prometheus::Gauge* kv_cache_usage_perc;  // 0..1, as vLLM's
   prometheus::Gauge* device_idle_ratio;    // 0..1, over the last second or so
+  prometheus::Gauge* step_token_budget;    // of the last step planned: --target-itl-ms
   prometheus::Counter* num_preemptions;
   prometheus::Counter* prompt_tokens;
   prometheus::Counter* generation_tokens;

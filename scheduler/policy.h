@@ -4,16 +4,17 @@
 // Plans run ahead of results. `length` counts ids that plans in flight will sample, so the state is
 // what it will be when they have run, if nobody stops early; an early stop costs discarded ids.
 //
-// Order: running decodes (oldest first), then chunks of running prompts, then admission from the
-// head of the waiting queue, all under one token budget. All pages of a request's known ids are
-// taken at its admission, those it can share from their holders; from then on it takes one page at
-// a time, for the id that is about to be written. A decode that finds no page preempts the
-// youngest. The oldest is never preempted and can preempt all others, so something always moves.
+// Order: running decodes (by class, then oldest first), then chunks of running prompts, then
+// admission from the head of the waiting queue, all under one token budget. All pages of a
+// request's known ids are taken at its admission, those it can share from their holders; from then
+// on it takes one page at a time, for the id that is about to be written. A decode that finds no
+// page preempts the last, the youngest of the lowest class. The first is never preempted and can
+// preempt all others, so something always moves.
 //
 // Admission looks ahead: a request comes in only if all that run, and it, are expected to grow to
 // their ends within the pages there are (peak_use.h, length_estimate.h). So nearly nobody is
-// preempted. Who was preempted waits at the head of the queue, and nobody passes him: those older
-// than he among the running can only become fewer, until he is the oldest himself.
+// preempted. Who was preempted waits at the head of his class, and nobody of it passes him: those
+// older than he among the running can only become fewer, until he is the oldest himself.
 #pragma once
 
 #include <cstdint>
@@ -32,7 +33,8 @@ struct RunningView {
   uint32_t num_pages = 0;  // held
   uint64_t last_step = 0;  // last plan with a row of it; 0: none yet
   uint32_t prompt_len = 0;
-  uint32_t rank = 0;  // for LengthEstimate
+  uint32_t rank = 0;     // for LengthEstimate
+  uint8_t priority = 0;  // class
   // Of its pages, those that others hold as well: its leaving frees the rest. Needs to be right
   // only when there are fewer free pages than running requests.
   uint32_t num_shared = 0;
@@ -52,7 +54,7 @@ struct WaitingView {
 };
 
 struct PolicyState {
-  std::span<const RunningView> running;  // oldest first
+  std::span<const RunningView> running;  // by class, then oldest first
   std::span<const WaitingView> waiting;  // the head of the queue, as far as it could be admitted
   uint64_t completed_step = 0;           // every rank has completed it
   uint32_t page_size = 1;

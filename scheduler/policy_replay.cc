@@ -54,6 +54,7 @@ PolicyReplay::PolicyReplay(const record::Header& header, bool check_invariants)
       arena_(header.arena_bytes()),
       check_invariants_(check_invariants),
       batch_(slots_, arena_, SecretOf(header)) {
+  batch_.SetTenantWeights({header.tenant_weights().begin(), header.tenant_weights().end()});
   const int num_known = std::min<int>(header.generations_size(), static_cast<int>(slots_.size()));
   for (int i = 0; i < num_known; ++i) slots_[i].generation = header.generations(i);
 }
@@ -141,6 +142,7 @@ PolicyReplay::Difference PolicyReplay::TakeCompose(const record::Compose& compos
       compose.bound_size() != static_cast<int>(recorded_.binds.size())) {
     return InvalidArgument("step {} after step {}", compose.step(), next_step_ - 1);
   }
+  batch_.SetMaxTokens(compose.max_tokens());
   batch_.Compose(next_step_, &now_);
   const bool any = !recorded_.empty();
   next_step_ += any;

@@ -21,6 +21,7 @@ void RecordedBatch::Reset(uint64_t epoch, const ModelFacts& model,
     reset.set_model_max_num_batched_tokens(model.max_num_batched_tokens);
     reset.set_max_num_batched_tokens(max_num_batched_tokens);
   }
+  max_tokens_ = max_num_batched_tokens;
   Batch::Reset(model, max_num_batched_tokens);
 }
 
@@ -44,11 +45,17 @@ void RecordedBatch::LearnLength(const Request& request) {
   Batch::LearnLength(request);
 }
 
+void RecordedBatch::SetMaxTokens(uint32_t max_tokens) {
+  max_tokens_ = max_tokens;  // goes with the next Compose
+  Batch::SetMaxTokens(max_tokens);
+}
+
 bool RecordedBatch::Compose(uint64_t step, PlanRecord* record) {
   const bool any = Batch::Compose(step, record);
   if (Recording()) {
     record::Compose& compose = *Add()->mutable_compose();
     compose.set_step(step);
+    compose.set_max_tokens(max_tokens_);
     PutPlan(*record, &compose);
     for (const shm::PlanSlot& bind : record->binds) {
       compose.add_bound(Find(bind.slot, bind.generation)->serial);

@@ -29,6 +29,7 @@ class RecordedBatch : private Batch {
   void Enqueue(Request* request, const wire::Submit& submit);  // that it was made of
   void Remove(Request* request);
   void LearnLength(const Request& request);
+  void SetMaxTokens(uint32_t max_tokens);
   bool Compose(uint64_t step, PlanRecord* record);
   void CompleteStep(uint64_t step);
   void LoseRanks(std::vector<Request*>* failed);
@@ -48,13 +49,15 @@ class RecordedBatch : private Batch {
   using Batch::CheckAccounts;
   using Batch::CheckInvariants;
   using Batch::Find;
+  using Batch::num_decodes;
   using Batch::num_free_slots;
   using Batch::num_preemptions;
   using Batch::num_running;
   using Batch::num_waiting;
   using Batch::PageUsage;
   using Batch::prefix_stats;
-  using Batch::Waiting;
+  using Batch::queue;
+  using Batch::SetTenantWeights;  // in the header
 
  private:
   bool Recording() const { return recorder_ != nullptr && !recorder_->stopped(); }
@@ -62,6 +65,7 @@ class RecordedBatch : private Batch {
 
   const std::unique_ptr<Recorder> recorder_;
   uint64_t last_serial_ = 0;
+  uint32_t max_tokens_ = 0;             // of a step
   record::Results* results_ = nullptr;  // that rows are being added to
 };
 

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <cstring>
 
+#include "scheduler/waiting_queue.h"
+
 namespace penstock::scheduler {
 namespace {
 
@@ -24,6 +26,8 @@ std::unique_ptr<Request> MakeRequest(const wire::Submit& submit) {
   request->prompt_len = static_cast<uint32_t>(submit.prompt_len());
   request->first_output = request->num_outputs();
   request->cache_salt = submit.cache_salt();
+  request->tenant = submit.tenant();
+  request->priority = static_cast<uint8_t>(submit.priority());
   request->sampling = submit.sampling();
   // Of a stream that goes on after our restart, the router has the prompt's already.
   request->wants_prompt_logprobs =
@@ -51,6 +55,11 @@ absl::Status ValidateSubmit(const wire::Submit& submit) {
   if (submit.ids_size() == 0) return InvalidArgument("the prompt has no ids: send at least one");
   if (submit.prompt_len() < 1 || submit.prompt_len() > submit.ids_size()) {
     return InvalidArgument("prompt_len {} is not in 1..{}", submit.prompt_len(), submit.ids_size());
+  }
+  if (submit.priority() < 0 ||
+      submit.priority() >= static_cast<int32_t>(WaitingQueue::kNumClasses)) {
+    return InvalidArgument("priority {} is not in 0..{} (the lower goes first)", submit.priority(),
+                           WaitingQueue::kNumClasses - 1);
   }
   const wire::Sampling& sampling = submit.sampling();
   if (sampling.max_tokens() < 1) {

@@ -15,6 +15,7 @@
 namespace penstock::scheduler {
 
 struct Router;
+struct Tenant;
 
 // The model as the ranks loaded it.
 struct ModelFacts {
@@ -30,6 +31,7 @@ enum class RequestState : uint8_t {
   kWaiting,
   kRunning,
   kDraining,  // preempted, but ids of its are still on their way from plans in flight
+  kLost,      // nowhere: it is to be removed
 };
 
 // Log-probabilities, kept to be sent again when a router lacks them.
@@ -48,12 +50,17 @@ struct Request {
   uint32_t first_output =
       0;                   // index of the first output id of this life: it came with those before
   std::string cache_salt;  // pages are shared among requests of one salt
+  std::string tenant;
+  uint8_t priority = 0;     // class, below WaitingQueue::kNumClasses
+  int64_t deadline_ns = 0;  // of CLOCK_MONOTONIC; 0: none
   wire::Sampling sampling;
   std::unique_ptr<LogprobLog> logprobs;  // null unless asked for
   bool wants_prompt_logprobs = false;    // false once they have been sent
 
   RequestState state = RequestState::kWaiting;
-  uint64_t order = 0;            // place in the waiting queue; kept through preemptions
+  uint64_t order = 0;              // of arrival
+  Tenant* tenant_queue = nullptr;  // waiting_queue.h's, as are the next two
+  Request *previous_waiting = nullptr, *next_waiting = nullptr;
   uint64_t message = 0;          // that brought it, or the last whose lease named it
   uint32_t lease_mark = 0;       // output ids there were at the router's last lease
   uint32_t num_preemptions = 0;  // deaths of ranks included

@@ -53,11 +53,13 @@ void AddDelta(Request& request, uint32_t first, uint32_t count, wire::EndReason 
   if (request.logprobs != nullptr) AddLogprobs(request, first, count, &extra);
 }
 
-void AddError(Router& router, uint64_t id, uint32_t num_outputs, const absl::Status& error) {
+void AddError(Router& router, uint64_t id, uint32_t num_outputs, const absl::Status& error,
+              uint32_t retry_after_s) {
   AddRow(router, id, num_outputs, 0, wire::END_ERROR);
   wire::Extra& extra = AddExtra(router);
   extra.set_error_code(static_cast<uint32_t>(error.code()));
   extra.set_error(Message(error));
+  if (retry_after_s > 0) extra.set_retry_after_s(retry_after_s);
 }
 
 RouterTable::RouterTable(std::string engine_id, uint64_t process_epoch)

@@ -41,7 +41,8 @@ struct Router {
 // log-probabilities if it wants any.
 void AddDelta(Request& request, uint32_t first, uint32_t count, wire::EndReason end);
 // Adds an end with an error; for requests that never came to be as well.
-void AddError(Router& router, uint64_t id, uint32_t num_outputs, const absl::Status& error);
+void AddError(Router& router, uint64_t id, uint32_t num_outputs, const absl::Status& error,
+              uint32_t retry_after_s = 0);
 
 class RouterTable {
  public:

@@ -24,6 +24,8 @@ constexpr Flag kFlags[] = {
     {"max-num-seqs", "N", "256", kScheduler, "requests running at once"},
     {"max-num-batched-tokens", "N", "", kScheduler | kWorker,
      "tokens computed in a step [512; 2048 with cuda]"},
+    {"target-itl-ms", "MS", "", kScheduler,
+     "most time between tokens of a request: tunes the prompt tokens of a step [none]"},
     {"max-queued-requests", "N", "", kScheduler,
      "requests waiting before new ones are turned away"},
     {"block-size", "N", "", kWorker, "tokens in a KV page [16]"},

@@ -1,6 +1,6 @@
 // Batch and policy against a simulated device that checks every plan as a rank would, over random
-// traces: arrivals (of prompts of which many begin alike), stops, cancels, preemptions, deaths.
-// Accounts are checked after every step.
+// traces: arrivals (of prompts of which many begin alike, in three classes, of four tenants),
+// stops, cancels, preemptions, deaths. Accounts are checked after every step.
 #include "scheduler/batch.h"
 
 #include <gtest/gtest.h>
@@ -63,6 +63,7 @@ class Simulation {
     }
   }
 
+  uint64_t longest_stay = 0;  // steps, from arrival to the end
   uint64_t num_finished = 0, num_cancelled = 0, num_deaths = 0, num_failed = 0, num_steps = 0;
   const Batch& batch() const { return batch_; }
 
@@ -89,6 +90,8 @@ class Simulation {
     while (request->ids.size() < request->prompt_len) request->ids.push_back(RandomId());
     request->ids.resize(request->prompt_len);
     request->cache_salt = SaltOf(request->id);
+    request->priority = static_cast<uint8_t>(random_() % 8 == 0 ? 1 + random_() % 2 : 0);
+    request->tenant = std::string(random_() % 4, 't');
     request->wants_prompt_logprobs = random_() % 16 == 0;
     wire::Sampling& sampling = request->sampling;
     sampling.set_seed(request->id);
@@ -97,6 +100,7 @@ class Simulation {
     sampling.add_stop_ids(7);
     sampling.add_stop_ids(8);
     batch_.Enqueue(request.get());
+    arrived_step_[request->id] = num_steps;
     live_[request->id] = std::move(request);
   }
 
@@ -147,6 +151,7 @@ class Simulation {
       batch_.LearnLength(*request);
       beginnings_[random_() % beginnings_.size()] = request->ids;
       batch_.Remove(request);
+      longest_stay = std::max(longest_stay, num_steps - arrived_step_[request->id]);
       live_.erase(request->id);
       ++num_finished;
     }
@@ -163,6 +168,7 @@ class Simulation {
   Batch batch_;
   ShadowRank rank_;
   std::map<uint64_t, std::unique_ptr<Request>> live_;
+  std::map<uint64_t, uint64_t> arrived_step_;
   std::deque<InFlight> in_flight_;
   uint64_t next_step_ = 1;
   uint64_t next_id_ = 0;
@@ -191,12 +197,15 @@ TEST_P(BatchTraceTest, KeepsItsAccounts) {
   const PrefixStats& prefixes = simulation.batch().prefix_stats();
   std::printf(
       "steps %lu finished %lu cancelled %lu preempted %lu deaths %lu failed %lu prefix hits %lu of "
-      "%lu\n",
+      "%lu longest stay %lu\n",
       simulation.num_steps, simulation.num_finished, simulation.num_cancelled,
       simulation.batch().num_preemptions(), simulation.num_deaths, simulation.num_failed,
-      prefixes.hits, prefixes.queries);
+      prefixes.hits, prefixes.queries, simulation.longest_stay);
   EXPECT_GT(simulation.num_finished, 500u);
   EXPECT_GT(simulation.num_deaths, 0u);
+  // Nobody starves, though new requests never cease. (60 at once, of at most 128 steps each, one
+  // after another, would take 7,680.)
+  EXPECT_LT(simulation.longest_stay, 10'000u);
   EXPECT_EQ(prefixes.hits > 100, param.sharing);
   EXPECT_LT(prefixes.hits, prefixes.queries + !param.sharing);
 }

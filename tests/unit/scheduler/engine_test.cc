@@ -39,6 +39,13 @@ std::string HttpGet(int port, const std::string& path) {
   return reply;
 }
 
+std::string FreePort(zmq::context_t& context) {
+  zmq::socket_t probe(context, zmq::socket_type::pull);
+  probe.bind("tcp://127.0.0.1:*");
+  const std::string endpoint = probe.get(zmq::sockopt::last_endpoint);
+  return endpoint.substr(endpoint.rfind(':') + 1);
+}
+
 TEST_F(EngineTest, StreamsOf256RequestsComeWholeAndInOrder) {
   Start();
   for (uint64_t id = 1; id <= 256; ++id) {
@@ -167,6 +174,8 @@ TEST_F(EngineTest, BadRequestsFailAloneWithTheLimitNamed) {
       {"no ids", [](wire::Submit* s) { s->clear_ids(); }},
       {"prompt_len 0", [](wire::Submit* s) { s->set_prompt_len(0); }},
       {"prompt_len 11", [](wire::Submit* s) { s->set_prompt_len(11); }},
+      {"priority -1 is not in 0..9", [](wire::Submit* s) { s->set_priority(-1); }},
+      {"priority 10 is not in 0..9", [](wire::Submit* s) { s->set_priority(10); }},
       {"max_tokens 0", [](wire::Submit* s) { s->mutable_sampling()->set_max_tokens(0); }},
       {"max_tokens -5", [](wire::Submit* s) { s->mutable_sampling()->set_max_tokens(-5); }},
       {"id -1 at position 10",
@@ -210,27 +219,6 @@ TEST_F(EngineTest, BadRequestsFailAloneWithTheLimitNamed) {
     EXPECT_EQ(stream.num_ends, 1);
   }
   ExpectWhole(client_->streams[1000]);
-  ExpectAllFree();
-}
-
-TEST_F(EngineTest, AFullQueueRefusesAtOnce) {
-  Start({"--max-num-seqs=2", "--max-queued-requests=3"},
-        {"--num-kv-pages=64", "--max-model-len=1024", "--null-step-us=2000"});
-  std::vector<wire::Submit> submits;
-  for (uint64_t id = 1; id <= 10; ++id) submits.push_back(RouterClient::MakeSubmit(id, 5, 50));
-  client_->Submit(submits);
-  ASSERT_TRUE(client_->PumpUntil([this] { return client_->AllEnded(); }));
-  int refused = 0;
-  for (const auto& [id, stream] : client_->streams) {
-    if (stream.end != wire::END_ERROR) {
-      ExpectWhole(stream);
-      continue;
-    }
-    ++refused;
-    EXPECT_EQ(stream.error_code, static_cast<uint32_t>(absl::StatusCode::kResourceExhausted));
-    EXPECT_THAT(stream.error, HasSubstr("--max-queued-requests"));
-  }
-  EXPECT_EQ(refused, 5);
   ExpectAllFree();
 }
 
@@ -346,6 +334,7 @@ TEST_F(EngineTest, WhatCannotBeHadEndsTheSchedulerWithNothingLeftBehind) {
   const std::string segment = shm::Segment::Path(engine_id_);
   for (const std::vector<std::string>& flags :
        std::vector<std::vector<std::string>>{{"--max-num-seqs=300", "--max-num-batched-tokens=200"},
+                                             {"--target-itl-ms=-1"},
                                              {"--tensor-parallel-size=0"},
                                              {"--arena-mb=1000000000"},
                                              {"--listen=udp://x"},
@@ -412,12 +401,29 @@ TEST_F(EngineTest, AnIdleEngineTakesNoCpu) {
   EXPECT_LE(switches() - before, 20);  // four leases, each an awakening; no ticks
 }
 
+// Half of what a step takes: prompts get the least there is, so that the running stream has its
+// token between any two chunks.
+TEST_F(EngineTest, ATargetBetweenTokensCutsPromptsSmall) {
+  constexpr int kPromptLen = 1280, kNumChunks = kPromptLen / 64;
+  const std::string port = FreePort(context_);
+  Start({"--target-itl-ms=1", "--metrics-port=" + port},
+        {"--num-kv-pages=4096", "--max-model-len=8192", "--null-step-us=2000"});
+  client_->Submit(RouterClient::MakeSubmit(1, 10, 8000));
+  const ClientStream& first = client_->streams[1];
+  ASSERT_TRUE(client_->PumpUntil([&] { return first.outputs.size() > 5; }));
+  const size_t before = first.outputs.size();
+  client_->Submit(RouterClient::MakeSubmit(2, kPromptLen, 8000 - kPromptLen));
+  ASSERT_TRUE(client_->PumpUntil([this] { return !client_->streams[2].outputs.empty(); }));
+  EXPECT_GE(first.outputs.size(), before + kNumChunks);
+  EXPECT_THAT(
+      HttpGet(std::stoi(port), "/metrics"),
+      HasSubstr("penstock_step_token_budget{engine=\"" + engine_id_ + "\",model_name=\"\"} 66\n"));
+  client_->Cancel({1, 2});
+  ExpectAllFree();
+}
+
 TEST_F(EngineTest, MetricsAreServed) {
-  zmq::socket_t probe(context_, zmq::socket_type::pull);
-  probe.bind("tcp://127.0.0.1:*");
-  const std::string endpoint = probe.get(zmq::sockopt::last_endpoint);
-  probe.close();
-  const std::string port = endpoint.substr(endpoint.rfind(':') + 1);
+  const std::string port = FreePort(context_);
   Start({"--metrics-port=" + port, "--model-name=tiny"});
   client_->Submit(RouterClient::MakeSubmit(1, 10, 50));
   ASSERT_TRUE(client_->PumpUntil([this] { return client_->AllEnded(); }));
@@ -430,7 +436,7 @@ TEST_F(EngineTest, MetricsAreServed) {
         "vllm:generation_tokens_total{} 50\n", "vllm:num_preemptions_total{} 0\n",
         "vllm:prefix_cache_queries_total{} 10\n", "vllm:prefix_cache_hits_total{} 0\n",
         "penstock_worker_restarts_total{} 0\n", "vllm:request_queue_time_seconds_count{} 1\n",
-        "penstock_device_idle_ratio{} "}) {
+        "penstock_step_token_budget{} 512\n", "penstock_device_idle_ratio{} "}) {
     std::string expected = line;
     expected.replace(expected.find("{}"), 2, labels);
     EXPECT_THAT(text, HasSubstr(expected));

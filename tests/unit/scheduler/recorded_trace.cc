@@ -25,6 +25,7 @@ std::unique_ptr<Recorder> MakeRecorder(const std::string& path, const TraceOptio
   header.set_has_secret(options.sharing);
   header.set_secret_0(secret.k0);
   header.set_secret_1(secret.k1);
+  (*header.mutable_tenant_weights())["tenant-1"] = 4;
   return Recorder::Create(path, header).value();
 }
 
@@ -41,6 +42,7 @@ RecordedTrace::RecordedTrace(const std::string& path, const TraceOptions& option
   for (std::vector<int32_t>& ids : beginnings_) {
     for (int i = 0; i < 100; ++i) ids.push_back(RandomId());
   }
+  batch_.SetTenantWeights({{"tenant-1", 4}});
   Reset();
 }
 
@@ -85,6 +87,8 @@ void RecordedTrace::Arrive() {
   ids.resize(prompt_len);
   submit.mutable_ids()->Assign(ids.begin(), ids.end());
   submit.set_prompt_len(static_cast<int32_t>(prompt_len));
+  submit.set_priority(static_cast<int32_t>(random_() % 3));
+  submit.set_tenant(fmt::format("tenant-{}", random_() % 4));
   if (random_() % 3 == 0) submit.set_cache_salt("other");
   wire::Sampling& sampling = *submit.mutable_sampling();
   sampling.set_seed(num_arrived);
@@ -121,6 +125,7 @@ void RecordedTrace::Die() {
 
 bool RecordedTrace::Publish() {
   PlanRecord plan;
+  batch_.SetMaxTokens(kMaxTokens / (1 + random_() % 3));
   if (!batch_.Compose(next_step_, &plan)) return false;
   in_flight_.push_back({next_step_++, {}});
   ++num_published;

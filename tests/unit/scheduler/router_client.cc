@@ -187,6 +187,7 @@ void RouterClient::TakeDeltas(const wire::Deltas& deltas) {
     ++stream.num_ends;
     if (extras[i] != nullptr) {
       stream.error_code = extras[i]->error_code();
+      stream.retry_after_s = extras[i]->retry_after_s();
       stream.error = extras[i]->error();
     }
   }

@@ -22,6 +22,7 @@ struct ClientStream {
   uint32_t cached_tokens = 0;
   uint32_t error_code = 0;
   std::string error;
+  uint32_t retry_after_s = 0;
   int num_ends = 0;
   int num_resubmitted = 0;
   int num_repeated_ids = 0;  // that came again

@@ -29,7 +29,8 @@ Engine::Engine(const DeviceModel& device, const EngineConfig& config, const SetU
       // Room for the ids of all that may run: never what admission waits for.
       arena_(uint64_t{config.max_num_seqs} * device.max_model_len() * 4 + (1 << 20)),
       batch_(slots_, arena_,
-             config.share_prefixes ? std::optional(scheduler::KeySecret{1, 2}) : std::nullopt) {
+             config.share_prefixes ? std::optional(scheduler::KeySecret{1, 2}) : std::nullopt),
+      step_budget_(config.target_itl_s, config.max_num_batched_tokens) {
   batch_.Reset(model_, config.max_num_batched_tokens);
   before_step_ = set_up(batch_);
 }
@@ -59,28 +60,26 @@ bool Engine::Submit(const TraceItem& item, uint32_t max_tokens, double now_s) {
 void Engine::Publish(double now_s) {
   while (in_flight_.size() < 2) {
     if (before_step_) before_step_(batch_.PageUsage());
+    batch_.SetMaxTokens(step_budget_.Tokens(batch_.num_decodes()));
     if (!batch_.Compose(num_steps_ + 1, &record_)) return;
-    Step step = {++num_steps_, 0, {}};
+    Step step = {++num_steps_, 0, scheduler::StepShape::Of(record_.rows), 0, {}};
     if (!spare_.empty()) {
       step.samples = std::move(spare_.back());
       spare_.pop_back();
       step.samples.clear();
     }
-    uint32_t num_decodes = 0;
-    uint64_t num_read = 0, num_prefill = 0;
+    uint64_t num_read = 0;
     for (const shm::PlanRow& row : record_.rows) {
-      if (row.num_tokens == 1) {
-        ++num_decodes;
-        num_read += row.start + 1;
-      } else {
-        num_prefill += row.num_tokens;
-      }
+      if (row.num_tokens == 1) num_read += row.start + 1;
       if ((row.flags & shm::kRowSample) == 0) continue;
       step.samples.push_back({row.slot, slots_[row.slot].generation});
     }
     device_free_s_ = std::max(device_free_s_, now_s);
     if (!record_.rows.empty()) {
-      device_free_s_ += device_.StepSeconds(num_decodes, num_read, num_prefill);
+      const double noise = std::max(-0.5, config_.step_noise * normal_(random_));
+      step.seconds = (1 + noise) * device_.StepSeconds(step.shape.num_decodes, num_read,
+                                                       step.shape.num_prompt_tokens);
+      device_free_s_ += step.seconds;
     }
     step.end_s = device_free_s_;
     in_flight_.push_back(std::move(step));
@@ -91,15 +90,20 @@ double Engine::NextCompletion() const {
   return in_flight_.empty() ? std::numeric_limits<double>::infinity() : in_flight_.front().end_s;
 }
 
-void Engine::Complete(const std::function<void(const SimRequest&)>& done) {
+void Engine::Complete(const std::function<void(const SimRequest&)>& done, LogHistogram* itl_s) {
   Step step = std::move(in_flight_.front());
   in_flight_.pop_front();
+  step_budget_.Observe(step.shape, step.seconds);
   for (const shm::PlanSlot& row : step.samples) {
     auto* request = static_cast<SimRequest*>(batch_.Find(row.slot, row.generation));
     if (request == nullptr) continue;
     request->ids.push_back(static_cast<int32_t>(request->ids.size() % kVocabulary));
+    if (request->num_outputs() == 1) {
+      request->first_s = step.end_s;
+    } else if (itl_s != nullptr) {
+      itl_s->Add(step.end_s - request->last_s);
+    }
     request->last_s = step.end_s;
-    if (request->num_outputs() == 1) request->first_s = step.end_s;
     if (request->num_outputs() < request->output_len &&
         request->ids.size() < LengthLimit(*request, model_)) {
       continue;

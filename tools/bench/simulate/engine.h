@@ -7,10 +7,13 @@
 #include <deque>
 #include <functional>
 #include <memory>
+#include <random>
 #include <vector>
 
 #include "scheduler/batch.h"
+#include "scheduler/step_budget.h"
 #include "tools/bench/simulate/device_model.h"
+#include "tools/bench/simulate/log_histogram.h"
 #include "tools/bench/simulate/trace.h"
 
 namespace penstock::simulate {
@@ -19,6 +22,8 @@ struct EngineConfig {
   uint32_t num_pages = 0;
   uint32_t max_num_seqs = 1024;
   uint32_t max_num_batched_tokens = 2048;
+  double target_itl_s = 0;  // 0: every step may have all of these
+  double step_noise = 0;    // spread of a step about what the model says, as a share of it
   uint32_t max_queued_requests = 4096;
   bool share_prefixes = true;
 };
@@ -42,8 +47,9 @@ class Engine {
   void Publish(double now_s);
   // When the step that runs ends; infinity if none does.
   double NextCompletion() const;
-  // Takes up its results. `done` sees each request that ends, for the last time.
-  void Complete(const std::function<void(const SimRequest&)>& done);
+  // Takes up its results. `done` sees each request that ends, for the last time. With `itl_s`, adds
+  // the times since the tokens before.
+  void Complete(const std::function<void(const SimRequest&)>& done, LogHistogram* itl_s);
 
   size_t num_waiting() const { return batch_.num_waiting(); }
   size_t num_running() const { return batch_.num_running(); }
@@ -56,6 +62,8 @@ class Engine {
   struct Step {
     uint64_t number;
     double end_s;
+    scheduler::StepShape shape;
+    double seconds;  // on the device
     std::vector<shm::PlanSlot> samples;
   };
 
@@ -66,6 +74,9 @@ class Engine {
   std::vector<std::byte> arena_;
   scheduler::Batch batch_;
   std::function<void(double)> before_step_;
+  scheduler::StepBudget step_budget_;
+  std::mt19937_64 random_{1};
+  std::normal_distribution<double> normal_;
   scheduler::PlanRecord record_;
   std::deque<Step> in_flight_;
   std::vector<std::vector<shm::PlanSlot>> spare_;  // memory of steps gone by

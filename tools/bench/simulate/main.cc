@@ -19,6 +19,9 @@ ABSL_FLAG(
 ABSL_FLAG(uint32_t, num_kv_pages, 0, "KV pages; 0: as many as the device had");
 ABSL_FLAG(uint32_t, max_num_seqs, 1024, "requests that run at once");
 ABSL_FLAG(uint32_t, max_num_batched_tokens, 2048, "tokens of a step");
+ABSL_FLAG(double, target_itl_ms, 0,
+          "tune the tokens of a step so that tokens of a request come at most so far apart; 0: no");
+ABSL_FLAG(double, step_noise, 0, "spread of steps about the device's model, as a share");
 ABSL_FLAG(uint32_t, max_queued_requests, 4096, "requests that may wait; more are refused");
 ABSL_FLAG(bool, enable_prefix_caching, true, "requests share the pages of equal beginnings");
 ABSL_FLAG(std::string, traces, "all", "names, with commas");
@@ -80,6 +83,12 @@ Json ToJson(const bench::Summary& summary) {
           {"max", summary.max}};
 }
 
+Json ToJson(const LogHistogram& values) {
+  return {{"p50", values.Percentile(50)},
+          {"p95", values.Percentile(95)},
+          {"p99", values.Percentile(99)}};
+}
+
 Json ToJson(const RunSpec& spec, double load, const RunFigures& figures) {
   return {{"trace", spec.trace->name},
           {"policy", spec.policy->name},
@@ -90,6 +99,7 @@ Json ToJson(const RunSpec& spec, double load, const RunFigures& figures) {
           {"good_share", figures.good_share},
           {"ttft_s", ToJson(figures.ttft_s)},
           {"tpot_s", ToJson(figures.tpot_s)},
+          {"itl_s", ToJson(figures.itl_s)},
           {"kv_use", figures.page_use},
           {"running", figures.mean_running},
           {"cached_share", figures.cached_share},
@@ -102,10 +112,10 @@ Json ToJson(const RunSpec& spec, double load, const RunFigures& figures) {
 }
 
 void PrintHead(const TraceSpec& trace) {
-  std::printf("\n%s: %s\n%5s  %-10s %7s %7s %6s  %23s  %20s  %6s %6s %5s %9s %8s %7s\n",
+  std::printf("\n%s: %s\n%5s  %-10s %7s %7s %6s  %23s  %20s  %20s  %6s %6s %5s %9s %8s %7s\n",
               trace.name.c_str(), trace.about.c_str(), "load", "policy", "req/s", "goodput", "good",
-              "TTFT P50/P95/P99 s", "TPOT P50/P95/P99 ms", "cached", "KV use", "runs", "preempted",
-              "steps", "wall s");
+              "TTFT P50/P95/P99 s", "TPOT P50/P95/P99 ms", "ITL P50/P95/P99 ms", "cached", "KV use",
+              "runs", "preempted", "steps", "wall s");
 }
 
 void Print(const RunSpec& spec, double load, const RunFigures& f) {
@@ -113,10 +123,13 @@ void Print(const RunSpec& spec, double load, const RunFigures& f) {
       fmt::format("{:.2f} / {:.2f} / {:.2f}", f.ttft_s.p50, f.ttft_s.p95, f.ttft_s.p99);
   const std::string tpot = fmt::format("{:.1f} / {:.1f} / {:.1f}", 1e3 * f.tpot_s.p50,
                                        1e3 * f.tpot_s.p95, 1e3 * f.tpot_s.p99);
+  const std::string itl = fmt::format("{:.1f} / {:.1f} / {:.1f}", 1e3 * f.itl_s.Percentile(50),
+                                      1e3 * f.itl_s.Percentile(95), 1e3 * f.itl_s.Percentile(99));
   std::printf(
-      "%5s  %-10s %7.2f %7.2f %5.1f%%  %23s  %20s  %5.1f%% %5.1f%% %5.0f %8.2f%% %8lu %7.1f\n",
+      "%5s  %-10s %7.2f %7.2f %5.1f%%  %23s  %20s  %20s  %5.1f%% %5.1f%% %5.0f %8.2f%% %8lu "
+      "%7.1f\n",
       load == 0 ? "full" : fmt::format("{:g}", load).c_str(), spec.policy->name.c_str(),
-      f.requests_per_s, f.goodput, 100 * f.good_share, ttft.c_str(), tpot.c_str(),
+      f.requests_per_s, f.goodput, 100 * f.good_share, ttft.c_str(), tpot.c_str(), itl.c_str(),
       100 * f.cached_share, 100 * f.page_use, f.mean_running, 100 * f.preempted_share, f.num_steps,
       f.wall_s);
   std::fflush(stdout);
@@ -166,6 +179,8 @@ absl::Status Main() {
   if (config.num_pages == 0) config.num_pages = device.num_pages();
   config.max_num_seqs = absl::GetFlag(FLAGS_max_num_seqs);
   config.max_num_batched_tokens = absl::GetFlag(FLAGS_max_num_batched_tokens);
+  config.target_itl_s = 1e-3 * absl::GetFlag(FLAGS_target_itl_ms);
+  config.step_noise = absl::GetFlag(FLAGS_step_noise);
   config.max_queued_requests = absl::GetFlag(FLAGS_max_queued_requests);
   config.share_prefixes = absl::GetFlag(FLAGS_enable_prefix_caching);
   if (absl::GetFlag(FLAGS_num_requests) < 100 || config.max_num_seqs == 0 ||
@@ -173,6 +188,9 @@ absl::Status Main() {
     return InvalidArgument(
         "--num-requests and --max-queued-requests must be at least 100, --max-num-batched-tokens "
         "at least --max-num-seqs");
+  }
+  if (!(config.target_itl_s >= 0) || !(config.step_noise >= 0)) {
+    return InvalidArgument("--target-itl-ms and --step-noise must not be negative");
   }
   std::printf(
       "%s: decode of 1 and %u: %.2f and %.2f ms, of 1000 ids read %.2f us, of a prompt id "
@@ -186,6 +204,8 @@ absl::Status Main() {
                  {"num_kv_pages", config.num_pages},
                  {"max_num_seqs", config.max_num_seqs},
                  {"max_num_batched_tokens", config.max_num_batched_tokens},
+                 {"target_itl_s", config.target_itl_s},
+                 {"step_noise", config.step_noise},
                  {"max_queued_requests", config.max_queued_requests},
                  {"enable_prefix_caching", config.share_prefixes},
                  {"kv_ns", device.kv_ns()},

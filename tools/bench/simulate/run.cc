@@ -73,7 +73,8 @@ class Run {
     } else {
       if (completion_s == kNever) return false;
       MoveTo(completion_s);
-      engine_.Complete([this](const SimRequest& request) { NoteDone(request); });
+      engine_.Complete([this](const SimRequest& request) { NoteDone(request); },
+                       InWindow() ? &figures_.itl_s : nullptr);
       engine_.Publish(now_s_);
     }
     return true;

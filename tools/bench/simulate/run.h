@@ -29,6 +29,7 @@ struct RunFigures {
   double page_use = 0;      // mean over time
   double mean_running = 0;  // requests, over steps
   bench::Summary ttft_s, tpot_s;
+  LogHistogram itl_s;  // between tokens of a request
   uint64_t num_requests = 0, num_ended = 0, num_refused = 0;
   uint64_t num_preemptions = 0, num_steps = 0;
   double simulated_s = 0, wall_s = 0;

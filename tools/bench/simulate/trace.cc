@@ -13,13 +13,14 @@ constexpr double kPeriod = 400, kBurst = 0.1 * kPeriod, kBurstRate = 4, kQuietRa
 }  // namespace
 
 std::span<const TraceSpec> Traces() {
-  static const std::array<TraceSpec, 5> traces = {{
+  static const std::array<TraceSpec, 6> traces = {{
       {"chat", "Poisson; prompts of 500, outputs of 800 of at most 4096", 500, 0.8, 800, 0.7, 4096},
       {"bursts", "the same in bursts", 500, 0.8, 800, 0.7, 4096, true},
       {"long-tail", "outputs of 1000, a few of 8192: sigma 1.4", 300, 0.8, 1000, 1.4, 8192},
       {"prefixes", "chat behind 1 of 64 system prompts of 1024 ids", 200, 0.8, 800, 0.7, 4096,
        false, 64, 1024},
       {"shift", "outputs of 500, then of 1000", 500, 0.8, 500, 0.7, 4096, false, 0, 0, true},
+      {"documents", "prompts of 3000, outputs of 300", 3000, 0.8, 300, 0.7, 2048},
   }};
   return traces;
 }

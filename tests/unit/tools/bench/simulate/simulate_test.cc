@@ -96,11 +96,13 @@ class RunTest : public ::testing::Test {
     const auto policies = Policies();
     const auto found = std::find_if(policies.begin(), policies.end(),
                                     [&](const PolicySpec& spec) { return spec.name == policy; });
-    return Simulate(*device, {.num_pages = num_pages, .max_num_seqs = 256},
+    return Simulate(*device,
+                    {.num_pages = num_pages, .max_num_seqs = 256, .target_itl_s = target_itl_s},
                     {&trace, &*found, num_requests, 1, rate, 2.0, 0.1});
   }
   TraceSpec trace = {"t", "", 100, 0.5, 100, 0.5, 1000};
   uint32_t num_pages = 1000;
+  double target_itl_s = 0;
 };
 
 // One request in ten seconds: nobody waits or shares a step. The prompt takes a step of 4.01 ms and
@@ -113,6 +115,31 @@ TEST_F(RunTest, AloneARequestTakesWhatTheDeviceTakes) {
   EXPECT_EQ(figures.good_share, 1);
   EXPECT_EQ(figures.num_preemptions, 0u);
   EXPECT_EQ(figures.num_refused, 0u);
+}
+
+// Prompts of 1000 are 29 ms in one step, and a step of 2048 prompt ids 55 ms.
+TEST_F(RunTest, ATargetHoldsTheTimeBetweenTokens) {
+  trace.prompt_mean = 1000;
+  num_pages = 16000;
+  const RunFigures fixed = Run("look-ahead", 0);
+  EXPECT_GT(fixed.itl_s.Percentile(50), 0.05);
+  target_itl_s = 0.02;
+  const RunFigures tuned = Run("look-ahead", 0);
+  EXPECT_LE(tuned.itl_s.Percentile(99), 0.02 * 1.01);  // the histogram's own error
+  EXPECT_GE(tuned.itl_s.Percentile(50), 0.02 * 0.85);  // and prompts take what is left
+  EXPECT_GT(tuned.requests_per_s, 0.7 * fixed.requests_per_s);
+}
+
+TEST(LogHistogramTest, PercentilesAreRightToAHundredth) {
+  LogHistogram histogram;
+  EXPECT_EQ(histogram.Percentile(50), 0);
+  for (int i = 1; i <= 1000; ++i) histogram.Add(1e-3 * i);
+  for (const double percent : {1.0, 50.0, 95.0, 99.0}) {
+    EXPECT_NEAR(histogram.Percentile(percent) / (percent / 100), 1, 0.011) << percent;
+  }
+  histogram.Add(0);
+  histogram.Add(1e9);
+  EXPECT_EQ(histogram.count(), 1002u);
 }
 
 TEST_F(RunTest, FullReservationNeverPreemptsAndLeavesMemoryUnused) {

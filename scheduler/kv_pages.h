@@ -1,0 +1,106 @@
+// The engine's KV pages: which are free, in the prefix tree, held, or in quarantine. A request
+// holds what Request::pages names, of which the first num_shared are the tree's and the rest its
+// own. Pure bookkeeping; knows no plans. Not thread-safe.
+//
+// Pages that a request gave up pass through a quarantine: they are free again once every rank has
+// completed the last plan that names them.
+//
+// Full pages are shared through prefix_tree.h. A request takes the longest chain of its ids' pages
+// at its admission, but computes its last id, as a row must sample; one that wants the prompt's
+// log-probabilities takes none, as these come from computing it. It gives its pages to the tree as
+// soon as every rank has completed the step that fills them; what it cannot give (another request
+// had the same ids computed at the same time) it gives when it leaves.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "scheduler/block_pool.h"
+#include "scheduler/prefix_tree.h"
+#include "scheduler/request.h"
+
+namespace penstock::scheduler {
+
+struct PrefixStats {
+  uint64_t queries = 0;  // prompt tokens looked up in the tree; each request once
+  uint64_t hits = 0;     // of these, tokens found
+};
+
+class KvPages {
+ public:
+  // The secret is that of the pages' keys; without one no pages are shared. There are no pages yet.
+  explicit KvPages(std::optional<KeySecret> prefix_secret) : prefix_secret_(prefix_secret) {}
+
+  // All pages are free and hold nothing; steps count from 1 again. Whoever held some must be told
+  // (Forget).
+  void Reset(uint32_t num_pages, uint32_t page_size);
+  static void Forget(Request* request);
+
+  uint32_t num_pages() const { return pool_.num_pages(); }
+  // With those that only the tree keeps: they are evicted when they are needed.
+  uint32_t num_free() const { return pool_.num_free() + tree_.num_unreferenced(); }
+  // Given up, and free once plans in flight have run.
+  uint32_t num_quarantined() const { return num_quarantined_; }
+  uint32_t num_cached() const { return tree_.num_pages(); }  // in the tree, held or not
+  bool shares() const { return prefix_secret_.has_value(); }
+  const PrefixStats& prefix_stats() const { return prefix_stats_; }
+
+  // What a waiting request could take from the tree now.
+  PrefixTree::Match LongestPrefix(Request* request) const;
+  // A request that holds nothing takes the first num_pages pages of LongestPrefix.
+  void TakePrefix(Request* request, uint32_t num_pages);
+  // The request takes one more page, of its own; num_free() must not be 0.
+  uint32_t TakePage(Request* request);
+  // Plan `step` computes ids [start, end) of the request.
+  void NoteRow(Request* request, uint64_t step, uint32_t start, uint32_t end);
+  // The request, of which plans have computed ids [0, computed), gives up all it holds. The last
+  // plan that names its pages is `last_step`.
+  void Release(Request* request, uint32_t computed, uint64_t last_step);
+  // Every rank has completed this step, and its ids have been taken up. What it filled is shared
+  // from now on.
+  void CompleteStep(uint64_t step);
+
+  // How many of the pages that a request holds others hold as well.
+  uint32_t NumHeldByOthers(const Request& request) const;
+
+  // These end the process if something does not hold. `holders`: all that hold pages; null ones
+  // are passed over.
+  // Free, cached, held and quarantined pages are all pages. O(holders).
+  void CheckAccounts(std::span<Request* const> holders) const;
+  // Also, each page is in its one place, and the tree counts its holders right. O(pages).
+  void CheckInvariants(std::span<Request* const> holders) const;
+
+ private:
+  struct Quarantine {
+    uint64_t until_step;
+    uint32_t num_freed;   // of the pages, those that are free then; the others are shared
+    uint32_t num_shared;  // of the pages, the first so many are in the tree
+    std::vector<uint32_t> pages;
+    std::vector<PageKey> keys;  // of those behind them that are full
+  };
+  struct Fill {  // when step `step` is complete, ids [0, computed) of the request are in its pages
+    uint64_t step;
+    Request* request;  // null: it has left
+    uint32_t computed;
+  };
+
+  void NeedKeys(Request* request, uint32_t num_pages) const;
+  void Share(const Fill& fill);
+  void Free(const Quarantine& given);
+
+  const std::optional<KeySecret> prefix_secret_;
+  uint32_t page_size_ = 1;
+  BlockPool pool_{0};
+  PrefixTree tree_{0};
+  PrefixStats prefix_stats_;
+  uint64_t completed_step_ = 0;
+  std::vector<Quarantine> quarantine_;
+  uint32_t num_quarantined_ = 0;  // of their pages, those that become free
+  std::deque<Fill> fills_;        // in order of step
+  std::vector<uint32_t> freed_;   // scratch
+};
+
+}  // namespace penstock::scheduler
