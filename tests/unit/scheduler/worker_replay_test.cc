@@ -25,6 +25,7 @@ class WorkerReplayTest : public ::testing::Test {
     unlink(path_.c_str());
     options_.seed = std::random_device()();
     options_.num_pages = 100;
+    options_.arena_bytes = 16 << 10;
     std::printf("seed %u\n", options_.seed);
   }
   void TearDown() override {
