@@ -1,7 +1,6 @@
 #include "scheduler/batch.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "common/log.h"
 
@@ -183,16 +182,9 @@ bool Batch::Admit(const Candidate& candidate, PlanRecord* record) {
   request->state = RequestState::kRunning;
   request->index = static_cast<uint32_t>(requests_.size());
 
-  std::byte* memory = arena_memory_.data();
-  const uint64_t ids_bytes = request->ids.size() * sizeof(int32_t);
-  std::memcpy(memory + *offset, request->ids.data(), ids_bytes);
   shm::RequestSlot& slot = slots_[request->slot];
   slot.generation += 1;
-  slot.prompt_len = request->prompt_len;
-  slot.known_len = static_cast<uint32_t>(request->ids.size());
-  slot.ids_offset = *offset;
-  slot.sampling =
-      PackSampling(request->sampling, memory, *offset + ((ids_bytes + 7) & ~uint64_t{7}));
+  WriteSlot(*request, arena_memory_.data(), *offset, &slot);
 
   record->binds.push_back({request->slot, slot.generation});
   slot_owner_[request->slot] = request;

@@ -28,6 +28,37 @@ std::optional<KeySecret> PrefixSecret(const EngineOptions& options) {
   return secret;
 }
 
+// Null if nothing is to be recorded.
+absl::StatusOr<std::unique_ptr<Recorder>> MakeRecorder(const EngineOptions& options,
+                                                       const shm::Segment& segment,
+                                                       const std::optional<KeySecret>& secret) {
+  if (options.record_plans.empty()) return nullptr;
+  const shm::Geometry& geometry = segment.geometry();
+  record::Header header;
+  header.set_version(kRecordVersion);
+  header.set_penstock_version(PENSTOCK_VERSION);
+  header.set_started_unix_ms(static_cast<int64_t>(ProcessEpoch() / 1'000'000));
+  header.set_engine_id(options.engine_id);
+  header.set_num_ranks(geometry.num_ranks);
+  header.set_num_slots(geometry.num_slots);
+  header.set_arena_bytes(geometry.arena_bytes);
+  header.set_max_num_batched_tokens(options.max_num_batched_tokens);
+  header.set_has_secret(secret.has_value());
+  if (secret) {
+    header.set_secret_0(secret->k0);
+    header.set_secret_1(secret->k1);
+  }
+  header.mutable_tenant_weights()->insert(options.tenant_weights.begin(),
+                                          options.tenant_weights.end());
+  for (uint32_t i = 0; segment.adopted() && i < geometry.num_slots; ++i) {
+    header.add_generations(segment.slot(i).generation);
+  }
+  ASSIGN_OR_RETURN(std::unique_ptr<Recorder> recorder,
+                   Recorder::Create(options.record_plans, header));
+  spdlog::info("msg=\"recording plans, with all requests' token ids\" file={}", recorder->path());
+  return recorder;
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<EngineLoop>> EngineLoop::Create(const EngineOptions& options,
@@ -42,12 +73,9 @@ absl::StatusOr<std::unique_ptr<EngineLoop>> EngineLoop::Create(const EngineOptio
     return InvalidArgument("--target-itl-ms {} is negative: give milliseconds, or 0 for none",
                            options.target_itl_ms);
   }
-  shm::Geometry geometry;
-  geometry.num_ranks = options.num_ranks;
-  geometry.num_slots = options.max_num_seqs;
-  geometry.arena_bytes = uint64_t{options.arena_mb} << 20;
-  geometry.collective_bytes = options.num_ranks > 1 ? 4 << 20 : 0;
-  geometry = WorkerLink::SizeRings(geometry, options.max_num_batched_tokens);
+  const shm::Geometry geometry =
+      WorkerLink::MakeGeometry(options.num_ranks, options.max_num_seqs,
+                               uint64_t{options.arena_mb} << 20, options.max_num_batched_tokens);
   ASSIGN_OR_RETURN(std::shared_ptr<shm::Segment> segment,
                    shm::Segment::CreateOrAdopt(options.engine_id, geometry));
   auto routers = RouterLink::Start(options.listen, &segment->header().scheduler_event);
@@ -55,19 +83,26 @@ absl::StatusOr<std::unique_ptr<EngineLoop>> EngineLoop::Create(const EngineOptio
     if (!segment->adopted()) RETURN_IF_ERROR(shm::Segment::Remove(options.engine_id));
     return routers.status();
   }
-  return std::unique_ptr<EngineLoop>(
-      new EngineLoop(options, metrics, std::move(segment), std::move(*routers)));
+  const std::optional<KeySecret> secret = PrefixSecret(options);
+  auto recorder = MakeRecorder(options, *segment, secret);
+  if (!recorder.ok()) {
+    if (!segment->adopted()) RETURN_IF_ERROR(shm::Segment::Remove(options.engine_id));
+    return recorder.status();
+  }
+  return std::unique_ptr<EngineLoop>(new EngineLoop(
+      options, metrics, std::move(segment), std::move(*routers), secret, std::move(*recorder)));
 }
 
 EngineLoop::EngineLoop(const EngineOptions& options, Metrics* metrics,
-                       std::shared_ptr<shm::Segment> segment, std::unique_ptr<RouterLink> routers)
+                       std::shared_ptr<shm::Segment> segment, std::unique_ptr<RouterLink> routers,
+                       std::optional<KeySecret> prefix_secret, std::unique_ptr<Recorder> recorder)
     : options_(options),
       metrics_(metrics),
       segment_(std::move(segment)),
       router_link_(std::move(routers)),
       workers_(segment_),
-      batch_({&segment_->slot(0), segment_->geometry().num_slots}, segment_->arena(),
-             PrefixSecret(options)),
+      batch_({&segment_->slot(0), segment_->geometry().num_slots}, segment_->arena(), prefix_secret,
+             std::move(recorder)),
       routers_(options.engine_id, ProcessEpoch()) {
   batch_.SetTenantWeights(options.tenant_weights);
 }
@@ -93,11 +128,13 @@ void EngineLoop::Run() {
     HandleMessages();
     ExpireRouters();
     ExpireRequests();
+    batch_.HandOver();
     PublishPlans();
     NoteReadiness();
     FlushRouters();
     ObserveLoad();
     if (draining_ && Drained()) break;
+    batch_.HandOver();
     event.Wait(seen, NextDeadline());
   }
   FailAll(Unavailable("engine {} was shut down", options_.engine_id));
@@ -153,7 +190,7 @@ void EngineLoop::BeginServing() {
   const ModelFacts& model = workers_.model();
   const uint32_t max_tokens =
       std::min(options_.max_num_batched_tokens, model.max_num_batched_tokens);
-  batch_.Reset(model, max_tokens);
+  batch_.Reset(workers_.epoch(), model, max_tokens);
   step_budget_ = StepBudget(1e-3 * options_.target_itl_ms, max_tokens);
   if (metrics_) metrics_->SetCacheConfig(model.page_size, model.num_pages);
   spdlog::info(
@@ -180,6 +217,7 @@ void EngineLoop::TakeUp(const shm::ResultHeader& step) {
   const std::byte* end = at + step.bytes;
   at += sizeof(step);
   uint32_t num_taken = 0, num_discarded = 0;
+  batch_.BeginResults(step);
   for (uint32_t i = 0; i < step.num_rows; ++i) {
     const auto& row = *reinterpret_cast<const shm::ResultRow*>(at);
     const auto* tops = reinterpret_cast<const shm::ResultTop*>(at + sizeof(row));
@@ -192,6 +230,7 @@ void EngineLoop::TakeUp(const shm::ResultHeader& step) {
       return;
     }
     at += row.num_top * sizeof(shm::ResultTop);
+    batch_.NoteResult(row);
     Request* request = batch_.Find(row.slot, row.generation);
     if (row.is_prompt == 0) ++(request != nullptr ? num_taken : num_discarded);
     if (request != nullptr) TakeUpId(*request, row, tops);

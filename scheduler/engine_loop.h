@@ -8,6 +8,7 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -17,9 +18,9 @@
 #include "common/net/wire.h"
 #include "common/shm/segment.h"
 #include "common/status.h"
-#include "scheduler/batch.h"
 #include "scheduler/drain_rate.h"
 #include "scheduler/metrics.h"
+#include "scheduler/recorded_batch.h"
 #include "scheduler/router_link.h"
 #include "scheduler/router_table.h"
 #include "scheduler/step_budget.h"
@@ -41,6 +42,7 @@ struct EngineOptions {
   bool overlap = true;  // plan a step while the one before runs
   bool check_invariants = false;
   bool log_requests = true;
+  std::string record_plans;  // file to make; empty: nothing is recorded. See recorder.h
   int64_t drain_timeout_ms = 30'000;
   int64_t lease_timeout_ms = net::kLeaseTimeoutMs;
 };
@@ -63,7 +65,8 @@ class EngineLoop {
   static constexpr int64_t kStepTimeoutNs = 60'000'000'000;
 
   EngineLoop(const EngineOptions& options, Metrics* metrics, std::shared_ptr<shm::Segment> segment,
-             std::unique_ptr<RouterLink> routers);
+             std::unique_ptr<RouterLink> routers, std::optional<KeySecret> prefix_secret,
+             std::unique_ptr<Recorder> recorder);
 
   // engine_loop.cc: steps
   void HandleRanks();
@@ -100,7 +103,7 @@ class EngineLoop {
   std::shared_ptr<shm::Segment> segment_;
   std::unique_ptr<RouterLink> router_link_;
   WorkerLink workers_;
-  Batch batch_;
+  RecordedBatch batch_;
   RouterTable routers_;
   absl::btree_set<std::pair<int64_t, Request*>> deadlines_;
   DrainRate drain_rate_;

@@ -68,18 +68,8 @@ void EngineLoop::HandleSubmit(Router& router, const wire::Submit& submit) {
     return;
   }
   std::unique_ptr<Request>& request = router.requests[submit.id()];
-  request = std::make_unique<Request>();
+  request = MakeRequest(submit);
   request->router = &router;
-  request->id = submit.id();
-  request->request_id = submit.request_id();
-  request->ids.assign(submit.ids().begin(), submit.ids().end());
-  request->prompt_len = static_cast<uint32_t>(submit.prompt_len());
-  request->first_output = request->num_outputs();
-  request->cache_salt = submit.cache_salt();
-  request->skip_prefix_cache = submit.skip_prefix_cache();
-  request->tenant = submit.tenant();
-  request->priority = static_cast<uint8_t>(submit.priority());
-  request->sampling = submit.sampling();
   request->message = num_messages_;
   request->lease_mark = request->num_outputs();
   request->submitted_ns = shm::MonotonicNs();
@@ -88,12 +78,7 @@ void EngineLoop::HandleSubmit(Router& router, const wire::Submit& submit) {
         request->submitted_ns + std::min(submit.timeout_ms(), kMaxTimeoutMs) * 1'000'000;
     deadlines_.emplace(request->deadline_ns, request.get());
   }
-  // Of a stream that goes on after our restart, the router has the prompt's already.
-  request->wants_prompt_logprobs = submit.sampling().num_prompt_logprobs() >= 0 && num_outputs == 0;
-  if (submit.sampling().num_top_logprobs() >= 0 || request->wants_prompt_logprobs) {
-    request->logprobs = std::make_unique<LogprobLog>();
-  }
-  batch_.Enqueue(request.get());
+  batch_.Enqueue(request.get(), submit);
   // Before the ranks have said what they loaded, it waits to be checked: BeginServing does.
   if (workers_.state() == WorkerLink::State::kServing) Validate(*request);
 }

@@ -36,6 +36,9 @@ ABSL_FLAG(uint32_t, metrics_port, 0, "port of /metrics; 0: none");
 ABSL_FLAG(std::string, metrics_host, "127.0.0.1", "address that /metrics listens on");
 ABSL_FLAG(std::string, model_name, "", "label model_name of the metrics");
 ABSL_FLAG(bool, check_invariants, false, "check all bookkeeping after every step (slow)");
+ABSL_FLAG(
+    std::string, record_plans, "",
+    "file to record plans and results to, for `penstock replay`; it has the users' token ids");
 ABSL_FLAG(bool, log_requests, true, "log a line at the end of every request");
 ABSL_FLAG(int64_t, drain_timeout_s, 30, "how long running requests may go on after SIGTERM");
 ABSL_FLAG(int64_t, lease_timeout_ms, penstock::net::kLeaseTimeoutMs,
@@ -77,6 +80,7 @@ absl::StatusOr<EngineOptions> OptionsFromFlags() {
   options.enable_prefix_caching = !absl::GetFlag(FLAGS_no_enable_prefix_caching);
   options.overlap = !absl::GetFlag(FLAGS_no_overlap);
   options.check_invariants = absl::GetFlag(FLAGS_check_invariants);
+  options.record_plans = absl::GetFlag(FLAGS_record_plans);
   options.log_requests = absl::GetFlag(FLAGS_log_requests);
   options.drain_timeout_ms = absl::GetFlag(FLAGS_drain_timeout_s) * 1000;
   options.lease_timeout_ms = absl::GetFlag(FLAGS_lease_timeout_ms);

@@ -18,6 +18,27 @@ struct PackedBias {
 
 }  // namespace
 
+std::unique_ptr<Request> MakeRequest(const wire::Submit& submit) {
+  auto request = std::make_unique<Request>();
+  request->id = submit.id();
+  request->request_id = submit.request_id();
+  request->ids.assign(submit.ids().begin(), submit.ids().end());
+  request->prompt_len = static_cast<uint32_t>(submit.prompt_len());
+  request->first_output = request->num_outputs();
+  request->cache_salt = submit.cache_salt();
+  request->tenant = submit.tenant();
+  request->priority = static_cast<uint8_t>(submit.priority());
+  request->skip_prefix_cache = submit.skip_prefix_cache();
+  request->sampling = submit.sampling();
+  // Of a stream that goes on after our restart, the router has the prompt's already.
+  request->wants_prompt_logprobs =
+      submit.sampling().num_prompt_logprobs() >= 0 && request->num_outputs() == 0;
+  if (submit.sampling().num_top_logprobs() >= 0 || request->wants_prompt_logprobs) {
+    request->logprobs = std::make_unique<LogprobLog>();
+  }
+  return request;
+}
+
 uint32_t LengthLimit(const Request& request, const ModelFacts& model) {
   const uint64_t asked = uint64_t{request.prompt_len} + request.sampling.max_tokens();
   const uint64_t pages_hold = uint64_t{model.num_pages} * model.page_size + 1;
@@ -107,6 +128,15 @@ wire::EndReason EndAfterLastId(const Request& request, const ModelFacts& model) 
     }
   }
   return request.ids.size() >= LengthLimit(request, model) ? wire::END_LENGTH : wire::END_NONE;
+}
+
+void WriteSlot(const Request& request, std::byte* arena, uint64_t offset, shm::RequestSlot* slot) {
+  const uint64_t ids_bytes = request.ids.size() * sizeof(int32_t);
+  std::memcpy(arena + offset, request.ids.data(), ids_bytes);
+  slot->prompt_len = request.prompt_len;
+  slot->known_len = static_cast<uint32_t>(request.ids.size());
+  slot->ids_offset = offset;
+  slot->sampling = PackSampling(request.sampling, arena, offset + RoundUp8(ids_bytes));
 }
 
 shm::SamplingRecord PackSampling(const wire::Sampling& s, std::byte* arena, uint64_t offset) {

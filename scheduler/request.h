@@ -43,6 +43,7 @@ struct LogprobLog {
 struct Request {
   Router* router = nullptr;
   uint64_t id = 0;           // unique for its router
+  uint64_t serial = 0;       // of all requests of this process, in order; names it in recordings
   std::string request_id;    // for logs
   std::vector<int32_t> ids;  // the prompt, then every output id so far
   uint32_t prompt_len = 0;
@@ -89,6 +90,10 @@ struct Request {
   uint32_t num_outputs() const { return static_cast<uint32_t>(ids.size()) - prompt_len; }
 };
 
+// The request that was submitted (which ValidateSubmit must let pass); nothing of it is the
+// router's or the engine's yet.
+std::unique_ptr<Request> MakeRequest(const wire::Submit& submit);
+
 // Length at which the request ends: its max_tokens, the model's context, or, so that it can always
 // be brought to an end alone, what all pages hold. (The last id is never written to a page.)
 uint32_t LengthLimit(const Request& request, const ModelFacts& model);
@@ -104,6 +109,10 @@ absl::Status ValidateSubmit(const wire::Submit& submit);
 
 // Why the request is at its end with its last id, or END_NONE. Call after each id.
 wire::EndReason EndAfterLastId(const Request& request, const ModelFacts& model);
+
+// Writes its ids and parameters to `arena`, ArenaBytes at `offset`, and what ranks read of it to
+// the slot; but for the generation.
+void WriteSlot(const Request& request, std::byte* arena, uint64_t offset, shm::RequestSlot* slot);
 
 // Packs the sampling parameters; stop ids and biases are written to `arena` at `offset`.
 shm::SamplingRecord PackSampling(const wire::Sampling& sampling, std::byte* arena, uint64_t offset);

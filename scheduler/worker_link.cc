@@ -25,6 +25,16 @@ std::byte* Append(std::byte* to, const std::vector<T>& items) {
 
 }  // namespace
 
+shm::Geometry WorkerLink::MakeGeometry(uint32_t num_ranks, uint32_t num_slots, uint64_t arena_bytes,
+                                       uint32_t max_num_batched_tokens) {
+  shm::Geometry geometry;
+  geometry.num_ranks = num_ranks;
+  geometry.num_slots = num_slots;
+  geometry.arena_bytes = arena_bytes;
+  geometry.collective_bytes = num_ranks > 1 ? 4 << 20 : 0;
+  return SizeRings(geometry, max_num_batched_tokens);
+}
+
 shm::Geometry WorkerLink::SizeRings(shm::Geometry geometry, uint32_t max_num_batched_tokens) {
   // Two steps may be in flight while a third is written, with pads: eight times the largest record.
   // At worst each token of a step takes a page, and yields an id with all its log-probabilities.
@@ -57,6 +67,7 @@ WorkerLink::WorkerLink(std::shared_ptr<shm::Segment> segment)
 void WorkerLink::EndEpoch(const std::string& reason) {
   state_ = State::kDown;
   declared_lost_.clear();
+  lost_reason_ = reason;
   epoch_ = segment_->header().epoch.load() + 1;
   segment_->header().epoch.store(epoch_, std::memory_order_seq_cst);
   // Ranks that wait for a plan or for each other look at the epoch when they wake.

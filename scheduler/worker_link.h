@@ -38,11 +38,15 @@ class WorkerLink {
   Change Poll();
   // Ends the epoch because of what the ranks do, though none has died. The next Poll says kLost.
   void DeclareLost(std::string reason);
+  // Ends the epoch at once, as its plans were another scheduler's (worker_replay.h).
+  void Abandon(const std::string& reason) { EndEpoch(reason); }
 
   State state() const { return state_; }
   uint64_t epoch() const { return epoch_; }
   // Why the group does not serve, in words for people: "rank 0 loads weights, 40%".
   std::string NotReadyReason() const;
+  // Why the last epoch ended.
+  const std::string& lost_reason() const { return lost_reason_; }
   // Of the ranks; valid once kServing was reached.
   const ModelFacts& model() const { return model_; }
 
@@ -54,6 +58,9 @@ class WorkerLink {
   const shm::ResultHeader* NextResult(uint64_t step);
   void Consume();
 
+  // Of the segment of an engine; its rings hold what can be in flight.
+  static shm::Geometry MakeGeometry(uint32_t num_ranks, uint32_t num_slots, uint64_t arena_bytes,
+                                    uint32_t max_num_batched_tokens);
   // Rings that hold what can be in flight, for so many slots and tokens a step.
   static shm::Geometry SizeRings(shm::Geometry geometry, uint32_t max_num_batched_tokens);
 
@@ -84,6 +91,7 @@ class WorkerLink {
   uint64_t epoch_ = 0;
   ModelFacts model_;
   std::string declared_lost_;  // reason; empty: none
+  std::string lost_reason_;
 };
 
 }  // namespace penstock::scheduler

@@ -8,6 +8,7 @@ namespace penstock::launcher {
 
 int Serve(std::span<char* const> args);
 int Chat(std::span<char* const> args);
+int Replay(std::span<char* const> args);
 int Bench(std::span<char* const> args);  // of which these are the parts:
 int BenchEngine(std::span<char* const> args);
 int BenchServe(std::span<char* const> args);

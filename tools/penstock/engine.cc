@@ -40,6 +40,8 @@ constexpr Flag kFlags[] = {
      "compute every prompt whole: take no KV pages that an earlier request filled"},
     {"no-overlap", "", "", kScheduler,
      "debugging: plan a step only when the last one's results are known"},
+    {"record-plans", "FILE", "", kScheduler,
+     "record plans and results there, for penstock replay; it will have all requests' token ids"},
     {"check-invariants", "", "", kScheduler,
      "debugging: check the scheduler's accounts after every step"},
     {"engine-id", "NAME", "", kLauncher, "name of the shared-memory segment [made up]"},
@@ -117,11 +119,8 @@ ProcessSpec MakeProcess(const std::string& name, const std::string& program, uns
   return {name, std::move(argv)};
 }
 
-absl::StatusOr<std::vector<GroupSpec>> EngineGroups(std::span<const Flag> flags,
-                                                    const CommandLine& line,
-                                                    const std::string& model,
-                                                    const std::string& engine_id,
-                                                    const std::string& address) {
+absl::StatusOr<GroupSpec> WorkerGroup(std::span<const Flag> flags, const CommandLine& line,
+                                      const std::string& model, const std::string& engine_id) {
   ASSIGN_OR_RETURN(const int ranks, IntegerFlag(line, "tensor-parallel-size", 1, shm::kMaxRanks));
   GroupSpec workers{"workers", {}};
   for (int rank = 0; rank < ranks; ++rank) {
@@ -129,6 +128,15 @@ absl::StatusOr<std::vector<GroupSpec>> EngineGroups(std::span<const Flag> flags,
         fmt::format("worker-{}", rank), "penstock-worker", kWorker, flags, line,
         {"--engine-id=" + engine_id, "--model=" + model, fmt::format("--rank={}", rank)}));
   }
+  return workers;
+}
+
+absl::StatusOr<std::vector<GroupSpec>> EngineGroups(std::span<const Flag> flags,
+                                                    const CommandLine& line,
+                                                    const std::string& model,
+                                                    const std::string& engine_id,
+                                                    const std::string& address) {
+  ASSIGN_OR_RETURN(GroupSpec workers, WorkerGroup(flags, line, model, engine_id));
   GroupSpec scheduler{"scheduler",
                       {MakeProcess("scheduler", "penstock-scheduler", kScheduler, flags, line,
                                    {"--engine-id=" + engine_id, "--listen=" + address,

@@ -36,6 +36,10 @@ ProcessSpec MakeProcess(const std::string& name, const std::string& program, uns
                         std::span<const Flag> flags, const CommandLine& line,
                         std::vector<std::string> own);
 
+// The workers' group: a rank each.
+absl::StatusOr<GroupSpec> WorkerGroup(std::span<const Flag> flags, const CommandLine& line,
+                                      const std::string& model, const std::string& engine_id);
+
 // The scheduler's group and the workers', in the order in which they are ended. `flags` is all that
 // `line` was parsed by. `address` is where the scheduler listens.
 absl::StatusOr<std::vector<GroupSpec>> EngineGroups(std::span<const Flag> flags,

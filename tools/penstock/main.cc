@@ -14,6 +14,7 @@ constexpr std::string_view kUsage = R"(penstock serves large language models.
   penstock serve MODEL [flags]   serve a model over OpenAI HTTP and gRPC
   penstock chat [flags]          talk to a running server in the terminal
   penstock bench engine|serve    measure an engine, or a running server
+  penstock replay FILE [flags]   what a server recorded, against the policy or a model
   penstock version
 
 Each lists its flags with --help. A first try:
@@ -30,6 +31,7 @@ int main(int argc, char** argv) {
   if (command == "serve") return penstock::launcher::Serve(rest);
   if (command == "chat") return penstock::launcher::Chat(rest);
   if (command == "bench") return penstock::launcher::Bench(rest);
+  if (command == "replay") return penstock::launcher::Replay(rest);
   if (command == "version" || command == "--version") {
     fmt::print("penstock {}\n", PENSTOCK_VERSION);
     return 0;

@@ -109,7 +109,8 @@ absl::StatusOr<std::unique_ptr<EngineProcess>> StartEngine(const std::vector<Fla
       line.Has("engine-id") ? line.Get("engine-id") : fmt::format("bench-{}", getpid());
   ASSIGN_OR_RETURN(std::vector<GroupSpec> groups,
                    EngineGroups(flags, line, model, engine_id, sockets.EngineAddress()));
-  return EngineProcess::Start(std::move(groups), engine_id, sockets.path());
+  return EngineProcess::Start(std::move(groups), engine_id, sockets.path(),
+                              "penstock bench engine");
 }
 
 // Returns the seconds it took. `engine` may be null.

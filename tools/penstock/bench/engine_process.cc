@@ -20,7 +20,7 @@ namespace {
 constexpr int kDrainTimeoutS = 1;
 
 int Supervise(std::vector<launcher::GroupSpec> groups, const std::string& engine_id,
-              const std::string& sockets) {
+              const std::string& sockets, const std::string& command) {
   InitLogging("penstock");
   launcher::Supervisor supervisor(std::move(groups), kDrainTimeoutS, [](std::string_view) {});
   const absl::StatusOr<int> code = supervisor.Run();
@@ -28,7 +28,7 @@ int Supervise(std::vector<launcher::GroupSpec> groups, const std::string& engine
   std::error_code ignored;
   std::filesystem::remove_all(sockets, ignored);
   if (code.ok()) return *code;
-  fmt::print(stderr, "penstock bench engine: {}\n", Message(code.status()));
+  fmt::print(stderr, "{}: {}\n", command, Message(code.status()));
   return launcher::kExitBadInput;
 }
 
@@ -36,7 +36,7 @@ int Supervise(std::vector<launcher::GroupSpec> groups, const std::string& engine
 
 absl::StatusOr<std::unique_ptr<EngineProcess>> EngineProcess::Start(
     std::vector<launcher::GroupSpec> groups, const std::string& engine_id,
-    const std::string& sockets) {
+    const std::string& sockets, const std::string& command) {
   const pid_t parent = getpid();
   std::fflush(nullptr);
   const pid_t pid = fork();
@@ -46,7 +46,7 @@ absl::StatusOr<std::unique_ptr<EngineProcess>> EngineProcess::Start(
     setpgid(0, 0);
     prctl(PR_SET_PDEATHSIG, SIGTERM);
     if (getppid() != parent) _exit(1);
-    _exit(Supervise(std::move(groups), engine_id, sockets));
+    _exit(Supervise(std::move(groups), engine_id, sockets, command));
   }
   return std::unique_ptr<EngineProcess>(new EngineProcess(pid));
 }

@@ -15,11 +15,11 @@ namespace penstock::bench {
 class EngineProcess {
  public:
   // Forks: the caller must have no other threads yet. `groups` is the engine whose segment is
-  // `engine_id` and whose sockets lie in the folder `sockets`. Both are gone once it has ended,
-  // whatever became of the caller.
+  // `engine_id` and whose sockets lie in the folder `sockets` (empty: it has none). Both are gone
+  // once it has ended, whatever became of the caller. `command` is what the caller is called.
   static absl::StatusOr<std::unique_ptr<EngineProcess>> Start(
       std::vector<launcher::GroupSpec> groups, const std::string& engine_id,
-      const std::string& sockets);
+      const std::string& sockets, const std::string& command);
   // Ends the engine and waits for its end.
   ~EngineProcess();
 
