@@ -12,6 +12,8 @@ memory. Prints a table and one JSON object. Of each case:
   between        from one step's end to the next one's begin as the worker saw them, wake-ups of its threads included
   cpu            share of one core of each process, and of the client
 
+On a machine that has other things to do: `chrt -r 1 tools/bench/step_gap.py`, so that these do not count.
+
 `idle` is the same processes without requests: CPU and awakenings (voluntary context switches) a second.
 """
 import argparse
