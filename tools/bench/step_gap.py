@@ -12,6 +12,8 @@ memory. Prints a table and one JSON object. Of each case:
   between        from one step's end to the next one's begin as the worker saw them, wake-ups of its threads included
   cpu            share of one core of each process, and of the client
 
+On a machine that has other things to do: `chrt -r 1 tools/bench/step_gap.py`, so that these do not count.
+
 `idle` is the same processes without requests: CPU and awakenings (voluntary context switches) a second.
 """
 import argparse
@@ -19,15 +21,17 @@ import json
 import os
 import pathlib
 import platform
+import re
 import subprocess
 import sys
 import time
+import urllib.request
 
 from control_plane import MODEL, ROOT, Cluster
 
 CASES = {
     # Nobody comes or goes.
-    "steady": dict(input=32, output=4000, requests=256, ratio=0),
+    "steady": dict(input=32, output=2600, requests=256, ratio=0),
     # Some requests end and others are admitted in every second step.
     "churn": dict(input=64, output=400, requests=2400, ratio=0.9),
     # The same, and prompts come in chunks.
@@ -72,12 +76,16 @@ def difference(before, after, seconds) -> dict:
             for name in before}
 
 
+def running(cluster) -> float:
+    with urllib.request.urlopen(f"http://127.0.0.1:{cluster.http}/metrics") as response:
+        return float(re.search(r"^vllm:num_requests_running{.*} (\S+)$", response.read().decode(), re.M)[1])
+
+
 def load_average() -> float:
     return os.getloadavg()[0]
 
 
 def measure(args, name) -> dict:
-    case = CASES[name]
     engine = f"gap-{os.getpid()}"
     with Cluster(args, "--engine-id", engine, "--null-step-us", str(args.step_us), "--max-num-seqs", str(args.streams),
                  "--num-kv-pages", "200000", "--max-model-len", "8192", *args.flag) as cluster:
@@ -87,16 +95,18 @@ def measure(args, name) -> dict:
             load, before = load_average(), usage(pids)
             time.sleep(10)
             return {"load_average": load, "processes": difference(before, usage(pids), 10)}
-        pids = processes(cluster.process)
+        case, pids = CASES[name], processes(cluster.process)
         client = subprocess.Popen(
             [args.bin / "penstock", "bench", "serve", "--grpc", f"127.0.0.1:{cluster.grpc}", "--max-concurrency",
              str(args.streams), "--num-prompts", str(case["requests"]), "--input-len", str(case["input"]), "--output-len",
              str(case["output"]), "--range-ratio", str(case["ratio"])], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         pids["client"] = client.pid
+        # The client tries one request first.
+        while running(cluster) < min(32, args.streams):
+            time.sleep(0.2)
         load = load_average()
-        watch = subprocess.Popen([args.bin / "step-gaps", engine, "--steps", str(args.steps), "--skip", "300"],
+        watch = subprocess.Popen([args.bin / "step-gaps", engine, "--steps", str(args.steps), "--skip", "100"],
                                  stdout=subprocess.PIPE, text=True)
-        time.sleep(4)  # past the first prompts
         before, begin = usage(pids), time.monotonic()
         out, _ = watch.communicate()
         after, seconds = usage(pids), time.monotonic() - begin
@@ -130,7 +140,7 @@ def main():
             continue
         gap, ahead, between = (", ".join(f"{k} {r[field][k]:.0f}" for k in keys) for field, keys in (
             ("gap_us", ("p50", "p99", "max")), ("plan_ahead_us", ("min", "p50")), ("between_us", ("p50", "p99", "max"))))
-        print(f"{name}: gap us {gap}; plan ahead us {ahead}; between us {between}; {r['steps_per_s']:.1f} steps/s of "
+        print(f"{name}: gap us {gap} ({r['gaps_above_50us']} of {r['steps']} above 50); plan ahead us {ahead}; between us {between}; {r['steps_per_s']:.1f} steps/s of "
               f"{r['rows_a_step']:.0f} rows; cpu {shares}; load {r['load_average']:.2f}", flush=True)
 
     cpu = next((l.split(":", 1)[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name")), "?")

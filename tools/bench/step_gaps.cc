@@ -123,13 +123,16 @@ int Watch(const Options& options) {
     if (!watcher.Read(&samples)) return Fail("the ring was written over: steps are too short");
   }
   const double seconds = 1e-9 * static_cast<double>(samples.last_ns - samples.first_ns);
-  const auto steps = static_cast<double>(samples.gap_us.size());
+  const size_t num_steps = samples.gap_us.size();
+  const auto num_above = std::count_if(samples.gap_us.begin(), samples.gap_us.end(),
+                                       [](double gap_us) { return gap_us > 50; });
   fmt::print(R"({{"steps": {}, "seconds": {:.3f}, "steps_per_s": {:.2f}, "rows_a_step": {:.1f}, )"
-             R"("gap_us": {}, "plan_ahead_us": {}, "between_us": {}}})"
+             R"("gaps_above_50us": {}, "gap_us": {}, "plan_ahead_us": {}, "between_us": {}}})"
              "\n",
-             samples.gap_us.size(), seconds, steps / seconds,
-             static_cast<double>(samples.rows) / steps, Json(std::move(samples.gap_us)),
-             Json(std::move(samples.ahead_us)), Json(std::move(samples.late_us)));
+             num_steps, seconds, static_cast<double>(num_steps) / seconds,
+             static_cast<double>(samples.rows) / static_cast<double>(num_steps), num_above,
+             Json(std::move(samples.gap_us)), Json(std::move(samples.ahead_us)),
+             Json(std::move(samples.late_us)));
   return 0;
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <boost/asio/executor_work_guard.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <chrono>
@@ -48,6 +49,9 @@ class IoThread {
   void CheckConnections();
 
   boost::asio::io_context context_{1};
+  // It goes on though there is nothing to do.
+  boost::asio::executor_work_guard<boost::asio::io_context::executor_type> work_{
+      context_.get_executor()};
   boost::asio::steady_timer timer_{context_};
   std::unordered_map<Connection*, std::shared_ptr<Connection>> connections_;
   std::atomic<bool> stopping_{false};
