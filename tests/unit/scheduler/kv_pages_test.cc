@@ -123,6 +123,7 @@ TEST_F(KvPagesTest, WhatIsAnnouncedIsWithdrawnByWhoeverLeaves) {
   Request a = Make(12), b = Make(12);
   const KvPages::Prefix none = Find(&a);
   pages_.TakePrefix(&a, none);
+  Find(&b);
   pages_.TakePrefix(&b, none);
   Check({&a, &b});
   pages_.Release(&a, 0, 2);
