@@ -145,7 +145,8 @@ void Batch::CollectWaiting() {
                               .prompt_len = request->prompt_len,
                               .rank = RankOf(request->order),
                               .cached = cached,
-                              .cached_free = match.num_unreferenced});
+                              .cached_free = match.num_unreferenced,
+                              .over_share = queue_.IsOverShare(*request)});
     candidates_.push_back({request, match.num_pages});
     tokens += length - cached;
     pages += PagesFor(length, model_.page_size);
@@ -235,6 +236,7 @@ bool Batch::Compose(uint64_t step, PlanRecord* record) {
   budget_.watermark_pages = fixed_margin_share_ < 0
                                 ? margin_.Pages(model_.num_pages)
                                 : static_cast<uint32_t>(fixed_margin_share_ * model_.num_pages);
+  budget_.headroom_pages = static_cast<uint32_t>(kHeadroom * model_.num_pages);
   PolicyState state{views_,
                     waiting_views_,
                     completed_step_,

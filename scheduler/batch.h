@@ -28,6 +28,10 @@ namespace penstock::scheduler {
 
 class Batch {
  public:
+  // Of all pages: what tenants who have more than their share leave to those who have not, so that
+  // these need not wait for the others' requests to end.
+  static constexpr double kHeadroom = 0.2;
+
   // `slots` and `arena` are the segment's; they must outlive the batch. The secret is that of the
   // pages' keys; without one no pages are shared.
   Batch(std::span<shm::RequestSlot> slots, std::span<std::byte> arena,

@@ -73,16 +73,18 @@ class Planner {
     const uint32_t pages = PagesTaken(view);
     if (pages > free_pages_) return false;
     if (state_.running.empty() && plan_.num_admitted == 0) return true;
+    const uint64_t margin =
+        uint64_t{budget_.watermark_pages} + (view.over_share ? budget_.headroom_pages : 0);
     if (budget_.admission == Admission::kWatermark) {
-      return pages + budget_.watermark_pages <= free_pages_;
+      return pages + margin <= free_pages_;
     }
     // The peak is never less than what is held now: most often that settles it.
-    if (pages + budget_.watermark_pages > free_pages_ + pending_pages_) return false;
+    if (pages + margin > free_pages_ + pending_pages_) return false;
     if (!future_known_) ForeseeRunning();
     if (budget_.admission == Admission::kReserve) {
       return reserved_pages_ + PagesReserved(view) + view.cached_free <= all_pages_;
     }
-    const uint64_t unusable = budget_.watermark_pages + view.cached_free;
+    const uint64_t unusable = margin + view.cached_free;
     const uint64_t usable = all_pages_ - std::min(all_pages_, unusable);
     return plan_.peak.PeakWith(Foresee(view, view.cached)) <= usable * state_.page_size;
   }

@@ -11,6 +11,9 @@
 // page preempts the last, the youngest of the lowest class. The first is never preempted and can
 // preempt all others, so something always moves.
 //
+// A tenant that takes more than its share, among several, leaves some memory free for the others:
+// so that who asks for less than his share need not wait for the ends of those who flood.
+//
 // Admission looks ahead: a request comes in only if all that run, and it, are expected to grow to
 // their ends within the pages there are (peak_use.h, length_estimate.h). So nearly nobody is
 // preempted. Who was preempted waits at the head of his class, and nobody of it passes him: those
@@ -51,6 +54,7 @@ struct WaitingView {
   uint32_t rank = 0;
   uint32_t cached = 0;       // ids [0, cached) are in whole pages that it can share; below length
   uint32_t cached_free = 0;  // of these pages, those that count as free as long as it waits
+  bool over_share = false;   // its tenant has more than its share: it leaves others some headroom
 };
 
 struct PolicyState {
@@ -75,6 +79,7 @@ enum class Admission : uint8_t {
 struct Budget {
   uint32_t max_tokens = 0;       // of a step
   uint32_t watermark_pages = 0;  // admission leaves so many out of account
+  uint32_t headroom_pages = 0;   // and so many more for those over their share
   Admission admission = Admission::kLookAhead;
 };
 

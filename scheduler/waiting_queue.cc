@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "common/log.h"
 
@@ -13,6 +14,8 @@ Tenant& WaitingQueue::TenantOf(Class& of, const std::string& name) {
     tenant = std::make_unique<Tenant>();
     const auto weight = weights_.find(name);
     if (weight != weights_.end()) tenant->weight = weight->second;
+    tenant->class_served = &of.served;
+    tenant->lately_at = of.served;
   }
   return *tenant;
 }
@@ -41,7 +44,10 @@ void WaitingQueue::Add(Request* request) {
   if (of.tenants.size() > 2 * kMaxIdleTenants) DropIdleTenants(of);
   Tenant& tenant = TenantOf(of, request->tenant);
   request->tenant_queue = &tenant;
-  ++tenant.num_requests;
+  if (tenant.num_requests++ == 0) {
+    of.active_weight += tenant.weight;
+    ++of.num_active;
+  }
   request->previous_waiting = tenant.last;
   request->next_waiting = nullptr;
   (tenant.last == nullptr ? tenant.first : tenant.last->next_waiting) = request;
@@ -50,7 +56,7 @@ void WaitingQueue::Add(Request* request) {
   ++size_;
   if (tenant.num_waiting++ > 0) return;
   ++of.num_tenants;
-  tenant.served = std::max(tenant.served, LeastServed(of));
+  tenant.served = std::max(tenant.served, LeastServed(of) - kCredit / tenant.weight);
   if (!tenant.is_listed) List(of, &tenant);
 }
 
@@ -77,8 +83,22 @@ void WaitingQueue::Remove(Request* request) {
 }
 
 void WaitingQueue::Forget(Request* request) {
-  --request->tenant_queue->num_requests;
+  Tenant& tenant = *request->tenant_queue;
   request->tenant_queue = nullptr;
+  if (--tenant.num_requests > 0) return;
+  Class& of = ClassOf(*request);
+  of.active_weight = --of.num_active == 0 ? 0 : of.active_weight - tenant.weight;
+}
+
+bool WaitingQueue::IsOverShare(const Request& request) const {
+  const Class& of = classes_[request.priority];
+  if (of.num_active <= 1) return false;
+  Tenant& tenant = *request.tenant_queue;
+  tenant.lately *= std::exp((tenant.lately_at - of.served) / kMemory);
+  tenant.lately += std::exchange(tenant.recent, 0);
+  tenant.lately_at = of.served;
+  // All tenants together: kMemory.
+  return tenant.lately * of.active_weight > kSlack * tenant.weight * kMemory;
 }
 
 size_t WaitingQueue::NumAhead(uint32_t priority) const {
@@ -180,15 +200,17 @@ void WaitingQueue::Admit(Request* request, uint32_t num_tokens) {
   if (!is_new) return;
   Tenant& tenant = *request->tenant_queue;
   of.floor = std::max(of.floor, tenant.served);
-  tenant.served += num_tokens * kPromptCost / tenant.weight;
+  Charge(&tenant, num_tokens * kPromptCost);
 }
 
 void WaitingQueue::CheckInvariants() const {
   size_t size = 0;
   for (const Class& of : classes_) {
     size_t num_waiting = of.returned.size();
-    uint32_t num_tenants = 0;
+    uint32_t num_tenants = 0, num_active = 0;
     for (const auto& [name, tenant] : of.tenants) {
+      num_active += tenant->num_requests > 0;
+      CHECK(tenant->num_waiting <= tenant->num_requests);
       uint32_t here = 0;
       const Request* last = nullptr;
       for (const Request* request = tenant->first; request != nullptr;
@@ -203,6 +225,7 @@ void WaitingQueue::CheckInvariants() const {
       num_tenants += here > 0;
     }
     CHECK(num_waiting == of.num_waiting && num_tenants == of.num_tenants);
+    CHECK(num_active == of.num_active);
     CHECK(of.num_passed == 0 || of.num_waiting > 0);
     size += num_waiting;
   }

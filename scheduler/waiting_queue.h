@@ -4,11 +4,12 @@
 // 1. Class (Request::priority): the lower number first. So that no class starves, one that
 //    kMaxPassed admissions of lower numbers have passed by has the next.
 // 2. Within a class those who were admitted before (preempted, or their ranks died), oldest first.
-// 3. Tenants: the one that has been served least, by weight. Service is counted in tokens,
-// kPromptCost
-//    for one of a prompt, kOutputCost for one that is sampled; who comes with nothing waiting does
-//    not bring credit from before: his count is lifted to the least of those who wait ("Fairness in
-//    Serving Large Language Models", Sheng et al., 2024: its virtual token counters and weights).
+// 3. Tenants: the one that has been served least, by weight. Service is counted in tokens, one of a
+//    prompt as kPromptCost, one sampled as kOutputCost. Who comes with nothing waiting brings a
+//    credit of at most kCredit from before: his count is lifted to so much below the least of those
+//    who wait. ("Fairness in Serving Large Language Models", Sheng et al., 2024, for these virtual
+//    token counters and their weights. It gives no credit; but then a tenant that asks for less
+//    than its share stands no better than one that floods.)
 // 4. Within a tenant the order of arrival.
 //
 // Add, Remove: O(1), but for the lift, O(tenants that wait). A turn: O(log tenants).
@@ -36,6 +37,11 @@ struct Tenant {
   uint32_t num_requests = 0;  // that point here, waiting or not
   bool is_listed = false;     // in one of its class's two heaps
 
+  // Lately: cost, decaying by 1/e in kMemory of the class's. `recent` is what `lately` lacks.
+  double* class_served = nullptr;
+  double lately = 0, recent = 0;
+  double lately_at = 0;  // *class_served
+
   // As of the turns that are being walked through.
   Request* next = nullptr;  // whose turn would be next; null: there is none left
   double foreseen = 0;      // `served`, with those who had theirs
@@ -46,6 +52,9 @@ class WaitingQueue {
   static constexpr uint32_t kNumClasses = 10;
   static constexpr uint32_t kMaxPassed = 64;
   static constexpr double kPromptCost = 1, kOutputCost = 2;
+  static constexpr double kCredit = 500'000;    // cost: about 250 chats' worth
+  static constexpr double kMemory = 2'000'000;  // cost: how far back IsOverShare looks
+  static constexpr double kSlack = 1.25;        // a share wavers by so much
   // Tenants kept for their count though they have no requests; about.
   static constexpr size_t kMaxIdleTenants = 4096;
 
@@ -82,12 +91,16 @@ class WaitingQueue {
   void BeginTurns();
   Request* NextTurn();
 
+  // Whether the request's tenant has been served more than kSlack times its share of its class
+  // lately: by weight, among the tenants that have requests there.
+  bool IsOverShare(const Request& request) const;
+
   // Takes out the one whose turn it is, or one behind those who were held back; counts it.
   // `num_tokens` of its prompt are to be computed.
   void Admit(Request* request, uint32_t num_tokens);
   // `num_tokens` will be sampled for a request that runs.
   static void Serve(Request* request, uint32_t num_tokens) {
-    request->tenant_queue->served += num_tokens * kOutputCost / request->tenant_queue->weight;
+    Charge(request->tenant_queue, num_tokens * kOutputCost);
   }
 
   // Ends the process if something does not hold. O(all).
@@ -109,14 +122,22 @@ class WaitingQueue {
     std::vector<Entry> walked;   // heap by Tenant::foreseen; those who have had a turn in this walk
     size_t num_waiting = 0;      // with those in `returned`
     uint32_t num_tenants = 0;    // that wait
-    uint32_t num_passed = 0;     // admissions of lower numbers since one of its own
-    double floor = 0;            // what the tenant whose turn was last had been served
+    double served = 0;           // cost, of all its tenants
+    double active_weight = 0;    // of the tenants that have requests
+    uint32_t num_active = 0;
+    uint32_t num_passed = 0;  // admissions of lower numbers since one of its own
+    double floor = 0;         // what the tenant whose turn was last had been served
     // Of the walk:
     size_t num_turns = 0;
     uint32_t num_foreseen_passed = 0;
     absl::btree_map<uint64_t, Request*>::const_iterator next_returned;
   };
 
+  static void Charge(Tenant* tenant, double cost) {
+    tenant->served += cost / tenant->weight;
+    tenant->recent += cost;
+    *tenant->class_served += cost;
+  }
   Class& ClassOf(const Request& request) { return classes_[request.priority]; }
   Tenant& TenantOf(Class& of, const std::string& name);
   double LeastServed(const Class& of) const;

@@ -136,12 +136,32 @@ TEST_F(WaitingQueueTest, WeightsAreShares) {
   EXPECT_EQ(std::count(turns.begin(), turns.end(), 'a'), 150);
 }
 
-TEST_F(WaitingQueueTest, IdleTimeIsNoCredit) {
-  for (int i = 0; i < 100; ++i) Add("a");
-  for (int i = 0; i < 50; ++i) AdmitNext();
-  for (int i = 0; i < 50; ++i) Add("b");  // was away while a was served 50
-  const std::string turns = Turns(40);
-  EXPECT_EQ(std::count(turns.begin(), turns.end(), 'a'), 20);
+TEST_F(WaitingQueueTest, IdleTimeIsALimitedCredit) {
+  Add("a");
+  Request* a = AdmitNext();
+  WaitingQueue::Serve(a, 10'000'000);
+  for (int i = 0; i < 20; ++i) Add("a", 0, 100'000);
+  for (int i = 0; i < 20; ++i) Add("b", 0, 100'000);  // was away meanwhile
+  EXPECT_EQ(Turns(14), "bbbbbababababa");
+}
+
+TEST_F(WaitingQueueTest, TellsWhoIsOverHisShare) {
+  Request* a = Add("a");
+  queue_.Admit(a, 10);
+  WaitingQueue::Serve(a, 1'000'000);
+  EXPECT_FALSE(queue_.IsOverShare(*a)) << "nobody else is there";
+  Request* b = Add("b");
+  EXPECT_TRUE(queue_.IsOverShare(*a));
+  EXPECT_FALSE(queue_.IsOverShare(*b));
+  queue_.Admit(b, 10);
+  Leave(b);
+  EXPECT_FALSE(queue_.IsOverShare(*a));
+  b = Add("b");
+  queue_.Admit(b, 10);
+  WaitingQueue::Serve(b, 2'000'000);  // what a had is forgotten by and by
+  EXPECT_FALSE(queue_.IsOverShare(*a));
+  EXPECT_TRUE(queue_.IsOverShare(*b));
+  queue_.CheckInvariants();
 }
 
 TEST_F(WaitingQueueTest, LeavingDoesNotForgiveADebt) {
@@ -211,7 +231,8 @@ TEST_F(WaitingQueueTest, RandomTracesAgreeWithAPlainModel) {
           if (key.first != request->priority || other.waiting == 0 || &other == &count) continue;
           if (least < 0 || other.served < least) least = other.served;
         }
-        count.served = std::max(count.served, least < 0 ? floors[request->priority] : least);
+        count.served = std::max(
+            count.served, (least < 0 ? floors[request->priority] : least) - WaitingQueue::kCredit);
         count.served += 1e-6 * static_cast<double>(random() % 1000);  // no ties
         queue_.Add(request);
         request->tenant_queue->served = count.served;

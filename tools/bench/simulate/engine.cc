@@ -35,8 +35,9 @@ Engine::Engine(const DeviceModel& device, const EngineConfig& config, const SetU
   before_step_ = set_up(batch_);
 }
 
-bool Engine::Submit(const TraceItem& item, uint32_t max_tokens, double now_s) {
-  if (batch_.num_waiting() >= config_.max_queued_requests) return false;
+bool Engine::Submit(const TraceItem& item, const TraceSpec& trace, double now_s) {
+  const std::string tenant = trace.one_queue ? "" : std::to_string(item.tenant);
+  if (batch_.queue().IsFull(0, tenant, config_.max_queued_requests)) return false;
   if (unused_.empty()) unused_.push_back(&requests_.emplace_back());
   SimRequest& request = *unused_.back();
   unused_.pop_back();
@@ -50,8 +51,9 @@ bool Engine::Submit(const TraceItem& item, uint32_t max_tokens, double now_s) {
     request.ids.push_back(MakeId(shared ? item.prefix : (uint64_t{1} << 32) + request.id, i));
   }
   request.prompt_len = item.prompt_len;
-  request.sampling.set_max_tokens(static_cast<int32_t>(max_tokens));
+  request.sampling.set_max_tokens(static_cast<int32_t>(trace.max_tokens));
   request.output_len = item.output_len;
+  request.tenant = tenant;
   request.arrived_s = now_s;
   batch_.Enqueue(&request);
   return true;

@@ -42,7 +42,7 @@ class Engine {
   Engine(const DeviceModel& device, const EngineConfig& config, const SetUp& set_up);
 
   // False: refused, the queue is full.
-  bool Submit(const TraceItem& item, uint32_t max_tokens, double now_s);
+  bool Submit(const TraceItem& item, const TraceSpec& trace, double now_s);
   // Plans as far as may be, at the time `now_s`.
   void Publish(double now_s);
   // When the step that runs ends; infinity if none does.

@@ -120,7 +120,7 @@ void PrintHead(const TraceSpec& trace) {
 
 void Print(const RunSpec& spec, double load, const RunFigures& f) {
   const std::string ttft =
-      fmt::format("{:.2f} / {:.2f} / {:.2f}", f.ttft_s.p50, f.ttft_s.p95, f.ttft_s.p99);
+      fmt::format("{:.3f} / {:.3f} / {:.3f}", f.ttft_s.p50, f.ttft_s.p95, f.ttft_s.p99);
   const std::string tpot = fmt::format("{:.1f} / {:.1f} / {:.1f}", 1e3 * f.tpot_s.p50,
                                        1e3 * f.tpot_s.p95, 1e3 * f.tpot_s.p99);
   const std::string itl = fmt::format("{:.1f} / {:.1f} / {:.1f}", 1e3 * f.itl_s.Percentile(50),

@@ -25,7 +25,7 @@ class Run {
     figures_.ttft_s = bench::Summarise(std::move(ttfts_));
     figures_.tpot_s = bench::Summarise(std::move(tpots_));
     const double window_s = end_s_ - begin_s_;
-    const auto num_came = static_cast<double>(end_ - first_);
+    const auto num_came = static_cast<double>(num_measured_);
     figures_.requests_per_s = num_ended_ / window_s;
     figures_.goodput = num_good_ / window_s;
     figures_.good_share = num_good_ / num_came;
@@ -92,9 +92,12 @@ class Run {
     ++num_arrived_;
     if (num_arrived_ == first_ + 1) begin_s_ = now_s_;
     if (num_arrived_ == end_) end_s_ = now_s_;
+    const bool measured = num_arrived_ > first_ && num_arrived_ <= end_ &&
+                          (spec_.trace->num_tenants == 1 || next_.tenant > 0);
+    num_measured_ += measured;
     // Ids of requests count from 1 in the order of arrival, but that refused ones take none.
-    if (engine_.Submit(next_, spec_.trace->max_tokens, now_s_)) {
-      measured_.push_back(num_arrived_ > first_ && num_arrived_ <= end_);
+    if (engine_.Submit(next_, *spec_.trace, now_s_)) {
+      measured_.push_back(measured);
     } else {
       ++figures_.num_refused;
     }
@@ -120,7 +123,7 @@ class Run {
   const uint64_t first_, end_;  // requests measured, by order of arrival
 
   TraceItem next_;
-  uint64_t num_drawn_ = 0, num_arrived_ = 0;
+  uint64_t num_drawn_ = 0, num_arrived_ = 0, num_measured_ = 0;
   double arrival_s_ = 0;  // of next_
   double now_s_ = 0, begin_s_ = 0, end_s_ = 0;
   std::vector<bool> measured_;  // by id - 1

@@ -18,8 +18,8 @@ struct RunSpec {
   double slo_ttft_s = 0, slo_tpot_s = 0;
 };
 
-// Over the requests that come between the first fifth (start, learning) and the last twentieth, and
-// over that time; but the counts are of all.
+// Where there are tenants, of all but the first. Over the requests that come between the first
+// fifth (start, learning) and the last twentieth, and over that time; but the counts are of all.
 struct RunFigures {
   double requests_per_s = 0;  // that ended
   double goodput = 0;         // requests a second that came and met both objectives

@@ -13,7 +13,7 @@ constexpr double kPeriod = 400, kBurst = 0.1 * kPeriod, kBurstRate = 4, kQuietRa
 }  // namespace
 
 std::span<const TraceSpec> Traces() {
-  static const std::array<TraceSpec, 6> traces = {{
+  static const std::array<TraceSpec, 9> traces = {{
       {"chat", "Poisson; prompts of 500, outputs of 800 of at most 4096", 500, 0.8, 800, 0.7, 4096},
       {"bursts", "the same in bursts", 500, 0.8, 800, 0.7, 4096, true},
       {"long-tail", "outputs of 1000, a few of 8192: sigma 1.4", 300, 0.8, 1000, 1.4, 8192},
@@ -21,6 +21,12 @@ std::span<const TraceSpec> Traces() {
        false, 64, 1024},
       {"shift", "outputs of 500, then of 1000", 500, 0.8, 500, 0.7, 4096, false, 0, 0, true},
       {"documents", "prompts of 3000, outputs of 300", 3000, 0.8, 300, 0.7, 2048},
+      {"tenants", "chat of 10 tenants; figures of all but the first", 500, 0.8, 800, 0.7, 4096,
+       false, 0, 0, false, 10},
+      {"flood", "the first sends 10x as much; figures of the others", 500, 0.8, 800, 0.7, 4096,
+       false, 0, 0, false, 10, 10},
+      {"flood-fifo", "the same, all taken for one tenant", 500, 0.8, 800, 0.7, 4096, false, 0, 0,
+       false, 10, 10, true},
   }};
   return traces;
 }
@@ -58,7 +64,12 @@ double Trace::Gap() {
 
 TraceItem Trace::Next() {
   TraceItem item;
-  item.gap = Gap();
+  const double work = spec_.num_tenants - 1.0 + spec_.flood;
+  item.gap = Gap() * spec_.num_tenants / work;
+  if (spec_.num_tenants > 1) {
+    const double draw = std::uniform_real_distribution<double>(0, work)(random_);
+    item.tenant = static_cast<uint32_t>(std::max(0.0, draw - spec_.flood + 1));
+  }
   const bool late = spec_.shifts && num_drawn_++ >= num_requests_ / 2;
   item.prompt_len = Draw(spec_.prompt_mean, spec_.prompt_sigma);
   item.output_len =

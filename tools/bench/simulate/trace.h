@@ -20,6 +20,9 @@ struct TraceSpec {
   uint32_t num_prefixes = 0;  // prompts begin with one of so many, the k-th 1/k as often
   uint32_t prefix_len = 0;    // ids, on top of the prompt
   bool shifts = false;        // after half of the requests outputs are twice as long
+  uint32_t num_tenants = 1;   // they send alike, but that
+  uint32_t flood = 1;         // the first sends so many times as much, on top of the load
+  bool one_queue = false;     // the scheduler is not told who is who
 };
 
 // What the simulator knows.
@@ -31,6 +34,7 @@ struct TraceItem {
   uint32_t output_len = 0;  // it stops with so many
   uint32_t prefix = 0;      // 0: none, else a number
   uint32_t prefix_len = 0;  // of prompt_len
+  uint32_t tenant = 0;
 };
 
 class Trace {
