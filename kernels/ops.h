@@ -104,6 +104,17 @@ struct KvLayer {
   int32_t page_size = 0;  // P
 };
 
+struct PageCopy {
+  int32_t from = 0;
+  int32_t to = 0;
+};
+
+struct CopyPagesParams {  // page `to` becomes what page `from` is, K and V of all layers
+  std::span<const KvLayer> layers;
+  int64_t page_elements = 0;         // of K, and of V: G * P * E
+  std::span<const PageCopy> copies;  // no page that one of them writes is another's
+};
+
 // The rows of a step. Row r has tokens [token_begin[r], token_begin[r+1]) of the T flattened ones,
 // all of one slot; after the step it holds context_len[r] tokens, this step's included. Rows of one
 // token come first, so that token r is row r for r < num_single. Page i of slot s is
@@ -330,6 +341,9 @@ class Backend {
   // next step runs. The host data may go once this returns. The slot's pages of before are
   // forgotten.
   virtual absl::Status BindTokens(TokenTable table, int32_t slot, std::span<const int32_t> ids) = 0;
+  // Between steps: what earlier steps wrote is copied, later ones find it. The params' memory may
+  // go once this returns.
+  virtual absl::Status CopyPages(const CopyPagesParams& p) = 0;
   // Copies host memory to a buffer's beginning; the host data may go once this returns.
   virtual absl::Status Upload(const Buffer& buffer, const void* data, size_t bytes) = 0;
 

@@ -5,6 +5,13 @@
 #include "common/log.h"
 
 namespace penstock::scheduler {
+namespace {
+
+// Requests that wait for what others compute are passed by those behind them; after so many, which
+// cost a look-up a step each, nobody looks further.
+constexpr int kMaxHeldBack = 64;
+
+}  // namespace
 
 Batch::Batch(std::span<shm::RequestSlot> slots, std::span<std::byte> arena,
              std::optional<KeySecret> prefix_secret)
@@ -22,7 +29,10 @@ void Batch::Reset(const ModelFacts& model, uint32_t max_num_batched_tokens) {
   CHECK(AllFree());
   model_ = model;
   pages_.Reset(model.num_pages, model.page_size);
-  for (Request* request : queue_.All()) request->page_keys.clear();  // of another page size
+  for (Request* request : queue_.All()) {  // their keys are of another page size
+    request->page_keys.clear();
+    request->tail_length = 0;
+  }
   budget_.max_tokens = max_num_batched_tokens;
   completed_step_ = 0;
 }
@@ -129,37 +139,42 @@ void Batch::SortByClass() {
 void Batch::CollectWaiting() {
   waiting_views_.clear();
   candidates_.clear();
+  pages_.BeginPlan();
   uint64_t tokens = 0, pages = 0;
+  int num_held_back = 0;
   queue_.BeginTurns();
   while (Request* request = queue_.NextTurn()) {
     // The pages bound the plan record, as the ring has room for a page a token (worker_link.h).
     if (waiting_views_.size() == free_slots_.size() ||
-        std::max(tokens, pages) >= budget_.max_tokens) {
+        std::max(tokens, pages) >= budget_.max_tokens || num_held_back == kMaxHeldBack) {
       return;
     }
-    const PrefixTree::Match match = pages_.LongestPrefix(request);
+    const KvPages::Prefix prefix = pages_.FindPrefix(request);
+    if (prefix.being_computed) {
+      ++num_held_back;
+      continue;
+    }
     const auto length = static_cast<uint32_t>(request->ids.size());
-    const uint32_t cached = match.num_pages * model_.page_size;
     waiting_views_.push_back({.length = length,
                               .limit = LengthLimit(*request, model_),
                               .prompt_len = request->prompt_len,
                               .rank = RankOf(request->order),
-                              .cached = cached,
-                              .cached_free = match.num_unreferenced,
+                              .cached = prefix.num_ids,
+                              .cached_free = prefix.num_unreferenced,
                               .over_share = queue_.IsOverShare(*request)});
-    candidates_.push_back({request, match.num_pages});
-    tokens += length - cached;
+    candidates_.push_back({request, prefix});
+    tokens += length - prefix.num_ids;
     pages += PagesFor(length, model_.page_size);
   }
 }
 
 bool Batch::Admit(const Candidate& candidate, PlanRecord* record) {
   Request* request = candidate.request;
+  const KvPages::Prefix& prefix = candidate.prefix;
   const uint64_t bytes = ArenaBytes(*request);
   const std::optional<uint64_t> offset = arena_.Allocate(bytes);
   if (!offset) return false;
-  queue_.Admit(request, static_cast<uint32_t>(request->ids.size()) -
-                            candidate.num_cached_pages * model_.page_size);
+  queue_.Admit(request, static_cast<uint32_t>(request->ids.size()) - prefix.num_ids);
   request->arena_offset = *offset;
   request->arena_bytes = bytes;
   request->slot = free_slots_.back();
@@ -174,17 +189,28 @@ bool Batch::Admit(const Candidate& candidate, PlanRecord* record) {
   record->binds.push_back({request->slot, slot.generation});
   slot_owner_[request->slot] = request;
   requests_.push_back(request);
-  views_.push_back({.computed = candidate.num_cached_pages * model_.page_size,
+  views_.push_back({.computed = prefix.num_ids,
                     .length = slot.known_len,
                     .limit = LengthLimit(*request, model_),
-                    .num_pages = candidate.num_cached_pages,
+                    .num_pages = prefix.num_pages,
                     .prompt_len = request->prompt_len,
                     .rank = RankOf(request->order),
                     .priority = request->priority,
-                    .num_cached = candidate.num_cached_pages});
-  pages_.TakePrefix(request, candidate.num_cached_pages);
+                    .num_cached = prefix.num_pages});
+  pages_.TakePrefix(request, prefix);
+  if (prefix.tail != nullptr) copies_.push_back({prefix.tail, request});
   for (uint32_t page : request->pages) record->appends.push_back({request->slot, page});
   return true;
+}
+
+// Once those who were admitted have their pages.
+void Batch::AddCopies(uint64_t step, PlanRecord* record) {
+  for (const Copy& copy : copies_) {
+    const uint32_t tail = copy.to->num_shared;
+    record->copies.push_back({copy.from->pages[tail], copy.to->pages[tail]});
+    views_[copy.from->index].last_step = step;  // its pages are named until then
+  }
+  copies_.clear();
 }
 
 void Batch::AddRow(const PlannedRow& planned, uint64_t step, PlanRecord* record) {
@@ -255,6 +281,7 @@ bool Batch::Compose(uint64_t step, PlanRecord* record) {
     if (row.index >= requests_.size()) break;
     AddRow(row, step, record);
   }
+  AddCopies(step, record);
   for (HeldSlot& held : unreleased_) {
     held.until_step = step;
     record->releases.push_back({held.slot, held.generation});

@@ -94,7 +94,11 @@ class Batch {
  private:
   struct Candidate {
     Request* request;
-    uint32_t num_cached_pages;
+    KvPages::Prefix prefix;
+  };
+  struct Copy {  // the first page of its own that `to` has is to be a copy of `from`'s
+    const Request* from;
+    Request* to;
   };
   struct HeldSlot {
     uint64_t until_step;  // 0 as long as no plan has released it
@@ -109,6 +113,7 @@ class Batch {
   void CollectWaiting();
   void Preempt(uint32_t index);
   bool Admit(const Candidate& candidate, PlanRecord* record);
+  void AddCopies(uint64_t step, PlanRecord* record);
   void AddRow(const PlannedRow& planned, uint64_t step, PlanRecord* record);
   void ReleaseHoldings(Request* request);
   void Requeue(Request* request);
@@ -141,6 +146,7 @@ class Batch {
 
   std::vector<WaitingView> waiting_views_;  // scratch
   std::vector<Candidate> candidates_;       // scratch; parallel to waiting_views_
+  std::vector<Copy> copies_;                // scratch
   StepPlan plan_;                           // scratch
 };
 

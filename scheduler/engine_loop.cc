@@ -216,6 +216,7 @@ void EngineLoop::TakeUp(const shm::ResultHeader& step) {
   const auto* at = reinterpret_cast<const std::byte*>(&step);
   const std::byte* end = at + step.bytes;
   at += sizeof(step);
+  uint32_t num_taken = 0, num_discarded = 0;
   batch_.BeginResults(step);
   for (uint32_t i = 0; i < step.num_rows; ++i) {
     const auto& row = *reinterpret_cast<const shm::ResultRow*>(at);
@@ -230,8 +231,13 @@ void EngineLoop::TakeUp(const shm::ResultHeader& step) {
     }
     at += row.num_top * sizeof(shm::ResultTop);
     batch_.NoteResult(row);
-    if (Request* request = batch_.Find(row.slot, row.generation)) TakeUpId(*request, row, tops);
+    Request* request = batch_.Find(row.slot, row.generation);
+    if (row.is_prompt == 0) ++(request != nullptr ? num_taken : num_discarded);
+    if (request != nullptr) TakeUpId(*request, row, tops);
   }
+  if (!metrics_) return;
+  if (num_taken > 0) metrics_->generation_tokens->Increment(num_taken);
+  if (num_discarded > 0) metrics_->discarded_tokens->Increment(num_discarded);
 }
 
 void EngineLoop::TakeUpId(Request& request, const shm::ResultRow& row, const shm::ResultTop* tops) {
@@ -320,7 +326,6 @@ void EngineLoop::ObserveStep(const shm::ResultHeader& step) {
   }
   if (!metrics_) return;
   metrics_->step_seconds->Observe(1e-9 * busy_ns);
-  if (step.num_rows > 0) metrics_->generation_tokens->Increment(step.num_rows);
 }
 
 void EngineLoop::ObserveLoad() {

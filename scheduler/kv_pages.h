@@ -10,6 +10,17 @@
 // log-probabilities takes none, as these come from computing it. It gives its pages to the tree as
 // soon as every rank has completed the step that fills them; what it cannot give (another request
 // had the same ids computed at the same time) it gives when it leaves.
+//
+// Two more things save those the work who come while the same is being computed:
+//  - The full pages of an admitted request's ids are announced: by their keys it is known that it
+//    computes them. A request whose next page is announced had better wait (being_computed). What
+//    is announced is withdrawn when it is computed and when the request leaves, so nobody waits for
+//    what nobody computes; a request that waits has announced nothing. Nor does anybody wait long:
+//    a plan that admits somebody has planned all running prompts to their ends (policy.h), so it is
+//    for steps in flight.
+//  - What lies behind the last full page, but for the last id, is the tail of a request's ids.
+//    As long as a request runs that had the same ids, and has computed them, the page is copied:
+//    the owner only appends behind them. So forks of one prompt compute one id each.
 #pragma once
 
 #include <cstdint>
@@ -18,6 +29,8 @@
 #include <span>
 #include <vector>
 
+#include "absl/container/flat_hash_map.h"
+#include "absl/container/flat_hash_set.h"
 #include "scheduler/block_pool.h"
 #include "scheduler/prefix_tree.h"
 #include "scheduler/request.h"
@@ -25,7 +38,7 @@
 namespace penstock::scheduler {
 
 struct PrefixStats {
-  uint64_t queries = 0;  // prompt tokens looked up in the tree; each request once
+  uint64_t queries = 0;  // prompt tokens looked up; each request once
   uint64_t hits = 0;     // of these, tokens found
 };
 
@@ -48,13 +61,25 @@ class KvPages {
   bool shares() const { return prefix_secret_.has_value(); }
   const PrefixStats& prefix_stats() const { return prefix_stats_; }
 
-  // What a waiting request could take from the tree now.
-  PrefixTree::Match LongestPrefix(Request* request) const;
-  // A request that holds nothing takes the first num_pages pages of LongestPrefix.
-  void TakePrefix(Request* request, uint32_t num_pages);
+  // What a waiting request could have of others now.
+  struct Prefix {
+    uint32_t num_ids = 0;           // ids [0, num_ids) need not be computed; below all ids
+    uint32_t num_pages = 0;         // full pages of these, in the tree
+    uint32_t num_unreferenced = 0;  // of these pages, those that count as free as long as it waits
+    // Whose next page is to be copied for the ids behind those pages; null: there are none.
+    const Request* tail = nullptr;
+    bool being_computed = false;  // the next page is: the request had better wait
+  };
+  // Call for waiting requests in their order, after BeginPlan. They count as admitted until the
+  // next BeginPlan, those with being_computed excepted: so of requests that begin alike and come in
+  // one plan, those behind the first wait for it.
+  void BeginPlan() { expected_.clear(); }
+  Prefix FindPrefix(Request* request);
+  // A request that holds nothing is admitted, with the pages of FindPrefix.
+  void TakePrefix(Request* request, const Prefix& prefix);
   // The request takes one more page, of its own; num_free() must not be 0.
   uint32_t TakePage(Request* request);
-  // Plan `step` computes ids [start, end) of the request.
+  // Plan `step` computes ids [start, end) of an admitted request.
   void NoteRow(Request* request, uint64_t step, uint32_t start, uint32_t end);
   // The request, of which plans have computed ids [0, computed), gives up all it holds. The last
   // plan that names its pages is `last_step`.
@@ -74,6 +99,8 @@ class KvPages {
   void CheckInvariants(std::span<Request* const> holders) const;
 
  private:
+  template <typename T>
+  using PageMap = absl::flat_hash_map<PageKey, T, PageKeyHash>;
   struct Quarantine {
     uint64_t until_step;
     uint32_t num_freed;   // of the pages, those that are free then; the others are shared
@@ -87,9 +114,22 @@ class KvPages {
     uint32_t computed;
   };
 
+  // Whether the request takes what others computed, and whether it gives.
+  bool takes(const Request& request) const {
+    return gives(request) && !request.wants_prompt_logprobs;
+  }
+  bool gives(const Request& request) const { return prefix_secret_ && !request.skip_prefix_cache; }
+  uint32_t num_full(const Request& request) const {  // pages of its ids
+    return static_cast<uint32_t>(request.ids.size() / page_size_);
+  }
   void NeedKeys(Request* request, uint32_t num_pages) const;
+  bool NeedTailKey(Request* request) const;
+  void Announce(Request* request, uint32_t begin, uint32_t end);
+  void Withdraw(Request* request, uint32_t until_page);
+  void OfferTail(Request* request);
   void Share(const Fill& fill);
   void Free(const Quarantine& given);
+  void CheckOffers(std::span<Request* const> holders) const;
 
   const std::optional<KeySecret> prefix_secret_;
   uint32_t page_size_ = 1;
@@ -100,7 +140,12 @@ class KvPages {
   std::vector<Quarantine> quarantine_;
   uint32_t num_quarantined_ = 0;  // of their pages, those that become free
   std::deque<Fill> fills_;        // in order of step
-  std::vector<uint32_t> freed_;   // scratch
+  PageMap<uint32_t> announced_;   // by how many requests
+  // What the requests that FindPrefix has seen in this plan would announce: of each the next page,
+  // which is the one that others meet.
+  absl::flat_hash_set<PageKey, PageKeyHash> expected_;
+  PageMap<Request*> tails_;      // of each one owner
+  std::vector<uint32_t> freed_;  // scratch
 };
 
 }  // namespace penstock::scheduler

@@ -35,6 +35,8 @@ Metrics Metrics::Make(prometheus::Registry& registry, const std::string& model_n
   m.num_preemptions = counter("vllm:num_preemptions_total", "Requests put back to be recomputed.");
   m.prompt_tokens = counter("vllm:prompt_tokens_total", "Prompt tokens of admitted requests.");
   m.generation_tokens = counter("vllm:generation_tokens_total", "Tokens generated.");
+  m.discarded_tokens = counter("penstock_discarded_tokens_total",
+                               "Tokens of requests that ended while a step was under way.");
   m.worker_restarts =
       counter("penstock_worker_restarts_total", "Times the group of ranks was lost.");
   m.prefix_cache_queries =

@@ -21,6 +21,7 @@ struct Metrics {
   prometheus::Counter* num_preemptions;
   prometheus::Counter* prompt_tokens;
   prometheus::Counter* generation_tokens;
+  prometheus::Counter* discarded_tokens;  // of requests that had ended or been cancelled
   prometheus::Counter* worker_restarts;
   prometheus::Counter* prefix_cache_queries;                 // tokens
   prometheus::Counter* prefix_cache_hits;                    // tokens

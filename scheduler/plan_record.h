@@ -11,12 +11,14 @@ struct PlanRecord {
   std::vector<shm::PlanSlot> releases;
   std::vector<shm::PlanSlot> binds;
   std::vector<shm::PlanAppend> appends;
+  std::vector<shm::PlanCopy> copies;
   std::vector<shm::PlanRow> rows;
 
   void Clear() {
     releases.clear();
     binds.clear();
     appends.clear();
+    copies.clear();
     rows.clear();
   }
   bool empty() const { return releases.empty() && rows.empty(); }

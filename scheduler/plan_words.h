@@ -35,17 +35,19 @@ bool TakeWords(const Words& words, std::vector<T>* items) {
 }
 
 // All that a plan is made of. (The assertion fails when something is added: record that too.)
-static_assert(sizeof(PlanRecord) == 4 * sizeof(std::vector<shm::PlanRow>));
+static_assert(sizeof(PlanRecord) == 5 * sizeof(std::vector<shm::PlanRow>));
 inline void PutPlan(const PlanRecord& plan, record::Compose* recorded) {
   PutWords(plan.releases, recorded->mutable_releases());
   PutWords(plan.binds, recorded->mutable_binds());
   PutWords(plan.appends, recorded->mutable_appends());
+  PutWords(plan.copies, recorded->mutable_copies());
   PutWords(plan.rows, recorded->mutable_rows());
 }
 inline bool TakePlan(const record::Compose& recorded, PlanRecord* plan) {
   return TakeWords(recorded.releases(), &plan->releases) &&
          TakeWords(recorded.binds(), &plan->binds) &&
-         TakeWords(recorded.appends(), &plan->appends) && TakeWords(recorded.rows(), &plan->rows);
+         TakeWords(recorded.appends(), &plan->appends) &&
+         TakeWords(recorded.copies(), &plan->copies) && TakeWords(recorded.rows(), &plan->rows);
 }
 
 // A row of record::Results.

@@ -63,6 +63,11 @@ class Planner {
            view.cached_free;
   }
 
+  // Ids in pages that are not its own.
+  uint32_t Shared(const WaitingView& view) const {
+    return view.cached - view.cached % state_.page_size;
+  }
+
   // Pages of its own if it grew to its limit.
   uint32_t PagesReserved(const WaitingView& view) const {
     return PagesFor(view.limit, state_.page_size) - view.cached / state_.page_size;
@@ -86,7 +91,7 @@ class Planner {
     }
     const uint64_t unusable = margin + view.cached_free;
     const uint64_t usable = all_pages_ - std::min(all_pages_, unusable);
-    return plan_.peak.PeakWith(Foresee(view, view.cached)) <= usable * state_.page_size;
+    return plan_.peak.PeakWith(Foresee(view, Shared(view))) <= usable * state_.page_size;
   }
 
   void NoteAdmitted(const WaitingView& view) {
@@ -96,7 +101,7 @@ class Planner {
     }
     reserved_pages_ += PagesReserved(view);
     all_pages_ -= std::min<uint64_t>(all_pages_, view.cached_free);
-    if (budget_.admission == Admission::kLookAhead) plan_.peak.Insert(Foresee(view, view.cached));
+    if (budget_.admission == Admission::kLookAhead) plan_.peak.Insert(Foresee(view, Shared(view)));
   }
 
   // Done once a plan, and only if somebody could come in. Pages that a request found in the cache

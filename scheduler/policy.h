@@ -34,7 +34,7 @@ struct RunningView {
   uint32_t length = 0;     // ids there are then
   uint32_t limit = 0;      // length at which it ends
   uint32_t num_pages = 0;  // held
-  uint64_t last_step = 0;  // last plan with a row of it; 0: none yet
+  uint64_t last_step = 0;  // last plan with a row of it, or that copies from it; 0: none yet
   uint32_t prompt_len = 0;
   uint32_t rank = 0;     // for LengthEstimate
   uint8_t priority = 0;  // class
@@ -52,8 +52,10 @@ struct WaitingView {
   uint32_t limit = 0;  // these as in RunningView
   uint32_t prompt_len = 0;
   uint32_t rank = 0;
-  uint32_t cached = 0;       // ids [0, cached) are in whole pages that it can share; below length
-  uint32_t cached_free = 0;  // of these pages, those that count as free as long as it waits
+  // Ids [0, cached) need not be computed; below length. Their whole pages it shares, of the last,
+  // partly filled one it gets a copy of its own.
+  uint32_t cached = 0;
+  uint32_t cached_free = 0;  // of the whole pages, those that count as free as long as it waits
   bool over_share = false;   // its tenant has more than its share: it leaves others some headroom
 };
 

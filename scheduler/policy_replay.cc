@@ -25,6 +25,10 @@ std::string InWords(const shm::PlanAppend& item, const Owner& owner) {
   return fmt::format("page {} to slot {}, {}", item.page, item.slot, owner(item.slot));
 }
 
+std::string InWords(const shm::PlanCopy& item, const Owner&) {
+  return fmt::format("page {} to page {}", item.from, item.to);
+}
+
 std::string InWords(const shm::PlanRow& item, const Owner& owner) {
   return fmt::format(
       "slot {}, {}, ids {} to {}{}{}", item.slot, owner(item.slot), item.start,
@@ -162,6 +166,7 @@ PolicyReplay::Difference PolicyReplay::TakeCompose(const record::Compose& compos
                              now_.binds[i].slot, NameOf(request));
   }
   if (!difference) difference = Compare("page", recorded_.appends, now_.appends, owner);
+  if (!difference) difference = Compare("copy", recorded_.copies, now_.copies, owner);
   if (!difference) difference = Compare("row", recorded_.rows, now_.rows, owner);
   if (!difference) return std::nullopt;
   return fmt::format("step {} of epoch {}: {}", compose.step(), epoch_, *difference);

@@ -28,6 +28,7 @@ std::unique_ptr<Request> MakeRequest(const wire::Submit& submit) {
   request->cache_salt = submit.cache_salt();
   request->tenant = submit.tenant();
   request->priority = static_cast<uint8_t>(submit.priority());
+  request->skip_prefix_cache = submit.skip_prefix_cache();
   request->sampling = submit.sampling();
   // Of a stream that goes on after our restart, the router has the prompt's already.
   request->wants_prompt_logprobs =

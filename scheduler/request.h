@@ -56,6 +56,7 @@ struct Request {
   wire::Sampling sampling;
   std::unique_ptr<LogprobLog> logprobs;  // null unless asked for
   bool wants_prompt_logprobs = false;    // false once they have been sent
+  bool skip_prefix_cache = false;        // takes no pages of others, gives none
 
   RequestState state = RequestState::kWaiting;
   uint64_t order = 0;              // of arrival
@@ -71,14 +72,19 @@ struct Request {
   // While running or draining:
   uint32_t index = 0;  // in the running arrays; running only
   uint32_t slot = 0;
-  uint64_t last_step = 0;       // last plan with a row of it
+  uint64_t last_step = 0;       // last plan that names its pages
   std::vector<uint32_t> pages;  // held KV pages, in order of position
   uint64_t arena_offset = 0;    // its ids, stop ids and biases for the ranks
   uint64_t arena_bytes = 0;
 
-  uint32_t num_shared = 0;  // of these, the first so many are in the prefix tree
-
-  uint32_t cached_tokens = 0;      // of the prompt, found in the prefix tree at its first admission
+  // What KvPages knows of it (kv_pages.h).
+  uint32_t num_shared = 0;  // of `pages`, the first so many are in the prefix tree
+  // Of its full pages, those that others may wait for as it is computing them.
+  uint32_t announced_begin = 0, announced_end = 0;
+  bool offers_tail = false;        // others may copy the page of its tail
+  uint32_t tail_length = 0;        // number of ids for which tail_key was made; 0: it was not
+  PageKey tail_key;                // of the ids behind the last full page, but the last id
+  uint32_t cached_tokens = 0;      // of the prompt, taken from others at its first admission
   std::vector<PageKey> page_keys;  // of the first full pages, as far as they have been needed
 
   uint32_t num_outputs() const { return static_cast<uint32_t>(ids.size()) - prompt_len; }

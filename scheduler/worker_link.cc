@@ -39,9 +39,10 @@ shm::Geometry WorkerLink::SizeRings(shm::Geometry geometry, uint32_t max_num_bat
   // Two steps may be in flight while a third is written, with pads: eight times the largest record.
   // At worst each token of a step takes a page, and yields an id with all its log-probabilities.
   const uint64_t slots = geometry.num_slots;
-  const uint64_t plan = sizeof(shm::PlanHeader) +
-                        slots * (2 * sizeof(shm::PlanSlot) + sizeof(shm::PlanRow)) +
-                        (slots + max_num_batched_tokens) * sizeof(shm::PlanAppend);
+  const uint64_t plan =
+      sizeof(shm::PlanHeader) +
+      slots * (2 * sizeof(shm::PlanSlot) + sizeof(shm::PlanCopy) + sizeof(shm::PlanRow)) +
+      (slots + max_num_batched_tokens) * sizeof(shm::PlanAppend);
   const uint64_t result =
       sizeof(shm::ResultHeader) +
       (slots + max_num_batched_tokens) *
@@ -215,18 +216,20 @@ uint64_t WorkerLink::MinPlanCursor() const {
 
 void WorkerLink::Publish(uint64_t step, const PlanRecord& record) {
   const shm::PlanHeader header{
-      .bytes = static_cast<uint32_t>(sizeof(shm::PlanHeader) +
-                                     record.releases.size() * sizeof(shm::PlanSlot) +
-                                     record.binds.size() * sizeof(shm::PlanSlot) +
-                                     record.appends.size() * sizeof(shm::PlanAppend) +
-                                     record.rows.size() * sizeof(shm::PlanRow)),
+      .bytes = static_cast<uint32_t>(
+          sizeof(shm::PlanHeader) + record.releases.size() * sizeof(shm::PlanSlot) +
+          record.binds.size() * sizeof(shm::PlanSlot) +
+          record.appends.size() * sizeof(shm::PlanAppend) +
+          record.copies.size() * sizeof(shm::PlanCopy) + record.rows.size() * sizeof(shm::PlanRow)),
       .kind = shm::PlanKind::kStep,
       .epoch = epoch_,
       .step = step,
       .num_releases = static_cast<uint32_t>(record.releases.size()),
       .num_binds = static_cast<uint32_t>(record.binds.size()),
       .num_appends = static_cast<uint32_t>(record.appends.size()),
-      .num_rows = static_cast<uint32_t>(record.rows.size())};
+      .num_copies = static_cast<uint32_t>(record.copies.size()),
+      .num_rows = static_cast<uint32_t>(record.rows.size()),
+      .reserved = 0};
   std::byte* to = plans_.Reserve(header.bytes, MinPlanCursor(), WritePlanPad);
   if (to == nullptr) {
     // The ring holds all that can be in flight, so a rank has completed steps without moving on.
@@ -237,6 +240,7 @@ void WorkerLink::Publish(uint64_t step, const PlanRecord& record) {
   to = Append(to + sizeof(header), record.releases);
   to = Append(to, record.binds);
   to = Append(to, record.appends);
+  to = Append(to, record.copies);
   Append(to, record.rows);
   plans_.Publish();
   segment_->header().plan_event.Notify();

@@ -9,7 +9,6 @@
 namespace penstock::worker {
 namespace {
 
-constexpr int64_t kHeartbeatNs = 1'000'000'000;
 constexpr int64_t kResultRingCheckNs = 20'000'000;
 // A plan that follows a step this closely is worth spinning for.
 constexpr uint64_t kBusyNs = 1'000'000;
@@ -102,9 +101,7 @@ void Executor::WaitForPlan() {
   const bool busy = now - area_->heartbeat_ns.load(std::memory_order_relaxed) < kBusyNs;
   const uint32_t seen = header_->plan_event.Current();
   if (!plans_.Empty() || stop_->load(std::memory_order_acquire)) return;
-  header_->plan_event.Wait(seen, static_cast<int64_t>(now) + kHeartbeatNs,
-                           busy ? options_.spin_ns : 0);
-  if (plans_.Empty()) Heartbeat();
+  header_->plan_event.Wait(seen, shm::kNoDeadline, busy ? options_.spin_ns : 0);
 }
 
 void Executor::Heartbeat() { area_->heartbeat_ns.store(NowNs(), std::memory_order_release); }
@@ -184,6 +181,9 @@ absl::Status Executor::Prepare(const StepPlan& plan, StepBatch* batch) {
 
 absl::Status Executor::Launch(Flight* flight) {
   flight->times.begin_ns = NowNs();
+  if (const auto copies = flight->batch.copies(); !copies.empty()) {
+    RETURN_IF_ERROR(decoder_->CopyPages(copies));
+  }
   if (flight->batch.empty()) return absl::OkStatus();
   if (collective_ != nullptr) collective_->BeginPlan(plans_.cursor());
   return decoder_->Step(flight->batch.inputs(), tokens_);

@@ -10,6 +10,7 @@ absl::Status ParseStep(const shm::PlanHeader& header, StepPlan* plan) {
   const uint64_t slots = uint64_t{header.num_releases} + header.num_binds;
   const uint64_t needed = sizeof(shm::PlanHeader) + slots * sizeof(shm::PlanSlot) +
                           uint64_t{header.num_appends} * sizeof(shm::PlanAppend) +
+                          uint64_t{header.num_copies} * sizeof(shm::PlanCopy) +
                           uint64_t{header.num_rows} * sizeof(shm::PlanRow);
   if (needed > header.bytes) {
     return Internal("plan: step {} has {} bytes but its records need {}", header.step, header.bytes,
@@ -22,8 +23,9 @@ absl::Status ParseStep(const shm::PlanHeader& header, StepPlan* plan) {
   plan->binds = {slot + header.num_releases, header.num_binds};
   const auto* append = reinterpret_cast<const shm::PlanAppend*>(slot + slots);
   plan->appends = {append, header.num_appends};
-  plan->rows = {reinterpret_cast<const shm::PlanRow*>(append + header.num_appends),
-                header.num_rows};
+  const auto* copy = reinterpret_cast<const shm::PlanCopy*>(append + header.num_appends);
+  plan->copies = {copy, header.num_copies};
+  plan->rows = {reinterpret_cast<const shm::PlanRow*>(copy + header.num_copies), header.num_rows};
   return absl::OkStatus();
 }
 
@@ -36,6 +38,7 @@ StepBatch::StepBatch(int max_tokens, int max_rows)
       position_of_token_(max_tokens),
       ids_(max_tokens),
       logprobs_(max_tokens) {
+  copies_.reserve(max_rows);
   outputs_.reserve(max_tokens);
   index_.reserve(max_tokens);
   sample_rows_.reserve(max_tokens);
@@ -69,6 +72,7 @@ absl::Status StepBatch::Build(const StepPlan& plan, SlotTable* slots) {
     return Internal("plan: step {} has {} rows and {} tokens, more than {} and {}", plan.step,
                     plan.rows.size(), num_tokens, max_rows_, max_tokens_);
   }
+  RETURN_IF_ERROR(AddCopies(plan, slots->limits()));
   for (const bool single : {true, false}) {
     for (const shm::PlanRow& row : plan.rows) {
       if ((row.num_tokens == 1) != single) continue;
@@ -76,6 +80,23 @@ absl::Status StepBatch::Build(const StepPlan& plan, SlotTable* slots) {
       AddRow(row, rows_.num_rows, *slots);
     }
     if (single) rows_.num_single = rows_.num_rows;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status StepBatch::AddCopies(const StepPlan& plan, const SlotLimits& limits) {
+  copies_.clear();
+  if (plan.copies.size() > static_cast<size_t>(max_rows_)) {
+    return Internal("plan: step {} copies {} pages, more than {}", plan.step, plan.copies.size(),
+                    max_rows_);
+  }
+  const auto num_pages = static_cast<uint32_t>(limits.num_pages);
+  for (const shm::PlanCopy& copy : plan.copies) {
+    if (copy.from >= num_pages || copy.to >= num_pages || copy.from == copy.to) {
+      return Internal("plan: step {} copies page {} to {}, of {}", plan.step, copy.from, copy.to,
+                      num_pages);
+    }
+    copies_.push_back({static_cast<int32_t>(copy.from), static_cast<int32_t>(copy.to)});
   }
   return absl::OkStatus();
 }

@@ -20,6 +20,7 @@ struct StepPlan {
   uint64_t step = 0;
   std::span<const shm::PlanSlot> releases, binds;
   std::span<const shm::PlanAppend> appends;
+  std::span<const shm::PlanCopy> copies;
   std::span<const shm::PlanRow> rows;
 };
 absl::Status ParseStep(const shm::PlanHeader& header, StepPlan* plan);
@@ -33,7 +34,7 @@ struct Output {
 
 class StepBatch {
  public:
-  // For steps of up to max_tokens tokens of up to max_rows requests.
+  // For steps of up to max_tokens tokens of up to max_rows requests, and as many copied pages.
   StepBatch(int max_tokens, int max_rows);
 
   // Lays out the plan's rows, those of one token first. Their slots have been brought up to date;
@@ -44,6 +45,8 @@ class StepBatch {
   // for.
   kernels::StepInputs inputs();
   bool empty() const { return rows_.num_rows == 0; }
+  // To be carried out before it.
+  std::span<const kernels::PageCopy> copies() const { return copies_; }
   std::span<const Output> outputs() const { return outputs_; }
   std::span<const kernels::SampleRow> sample_rows() const { return sample_rows_; }
   // Of each output, once the step has run.
@@ -53,10 +56,12 @@ class StepBatch {
   }
 
  private:
+  absl::Status AddCopies(const StepPlan& plan, const SlotLimits& limits);
   void AddRow(const shm::PlanRow& row, int r, const SlotTable& slots);
   void AddOutputs(const shm::PlanRow& row, int first_token, const SlotState& state);
 
   const int max_tokens_, max_rows_;
+  std::vector<kernels::PageCopy> copies_;
   kernels::BatchRows rows_;
   std::vector<int32_t> token_begin_, context_len_, slot_of_token_, position_of_token_;
   std::vector<Output> outputs_;

@@ -18,7 +18,7 @@
 namespace penstock::shm {
 
 constexpr uint64_t kMagic = 0x4b434f54534e4550;  // "PENSTOCK"
-constexpr uint32_t kLayoutVersion = 1;
+constexpr uint32_t kLayoutVersion = 2;
 constexpr int kMaxRanks = 64;
 constexpr int kMaxEngineIdBytes = 64;
 constexpr int kMaxTopLogprobs = 20;
@@ -88,7 +88,7 @@ struct alignas(64) RankArea {
   std::atomic<uint64_t> acked_epoch;   // of the last Reset it has carried out
   std::atomic<uint64_t> plan_cursor;   // bytes of the plan ring it no longer needs
   std::atomic<uint64_t> result_tail;   // bytes ever written to its result ring
-  std::atomic<uint64_t> heartbeat_ns;  // CLOCK_MONOTONIC at the end of its last step or idle wait
+  std::atomic<uint64_t> heartbeat_ns;  // CLOCK_MONOTONIC when it last did something
   // The model as loaded; valid from kReady.
   std::atomic<uint32_t> num_pages, page_size, max_model_len, vocab_size, max_num_batched_tokens;
   std::atomic<float> load_progress;  // 0..1, weights loaded
@@ -105,14 +105,15 @@ struct alignas(64) RankArea {
 
 enum class PlanKind : uint32_t { kPad = 0, kReset = 1, kStep = 2 };
 
-// Followed by release[num_releases], bind[num_binds], append[num_appends], row[num_rows], carried
-// out in that order.
+// Followed by release[num_releases], bind[num_binds], append[num_appends], copy[num_copies],
+// row[num_rows], carried out in that order.
 struct PlanHeader {
   uint32_t bytes;  // of the whole record, a multiple of 8
   PlanKind kind;
   uint64_t epoch;
   uint64_t step;  // of kStep: 1, 2, 3 ... within an epoch
-  uint32_t num_releases, num_binds, num_appends, num_rows;
+  uint32_t num_releases, num_binds, num_appends, num_copies, num_rows;
+  uint32_t reserved;
 };
 
 struct PlanSlot {  // release: the slot's pages and ids are no more. bind: read the RequestSlot; no
@@ -124,6 +125,11 @@ struct PlanSlot {  // release: the slot's pages and ids are no more. bind: read 
 struct PlanAppend {  // the slot's page table grows by one
   uint32_t slot;
   uint32_t page;
+};
+
+struct PlanCopy {  // page `to` becomes what page `from` is, in all layers
+  uint32_t from;
+  uint32_t to;
 };
 
 enum PlanRowFlags : uint32_t {
@@ -178,8 +184,9 @@ struct ResultTop {
 static_assert(std::atomic<uint64_t>::is_always_lock_free &&
               std::atomic<uint32_t>::is_always_lock_free &&
               std::atomic<float>::is_always_lock_free);
-static_assert(sizeof(PlanRow) == 16 && sizeof(PlanAppend) == 8 && sizeof(PlanSlot) == 8);
-static_assert(sizeof(PlanHeader) == 40 && sizeof(ResultHeader) == 64 && sizeof(ResultRow) == 32);
+static_assert(sizeof(PlanRow) == 16 && sizeof(PlanAppend) == 8 && sizeof(PlanCopy) == 8 &&
+              sizeof(PlanSlot) == 8);
+static_assert(sizeof(PlanHeader) == 48 && sizeof(ResultHeader) == 64 && sizeof(ResultRow) == 32);
 static_assert(std::is_trivially_copyable_v<RequestSlot> &&
               std::is_trivially_copyable_v<PlanHeader> &&
               std::is_trivially_copyable_v<ResultHeader> && std::is_trivially_copyable_v<Geometry>);

@@ -115,6 +115,23 @@ class CpuBackend : public Backend {
     return absl::OkStatus();
   }
 
+  absl::Status CopyPages(const CopyPagesParams& p) override {
+    const auto num_layers = static_cast<int64_t>(p.layers.size());
+    const auto num_copies = static_cast<int64_t>(p.copies.size());
+    const int64_t work = 2 * num_layers * num_copies * p.page_elements;
+    ForEach(cpu_, num_layers, work, [&](int, int64_t i) {
+      const KvLayer& layer = p.layers[i];
+      const auto bytes = static_cast<int64_t>(DTypeSize(layer.dtype)) * p.page_elements;
+      for (void* pages : {layer.k, layer.v}) {
+        auto* base = static_cast<std::byte*>(pages);
+        for (const PageCopy& copy : p.copies) {
+          std::memcpy(base + copy.to * bytes, base + copy.from * bytes, bytes);
+        }
+      }
+    });
+    return absl::OkStatus();
+  }
+
   absl::Status Upload(const Buffer& buffer, const void* data, size_t bytes) override {
     std::memcpy(buffer.data, data, bytes);
     return absl::OkStatus();

@@ -69,6 +69,7 @@ class CudaBackend : public Backend {
   absl::Status BindTokens(TokenTable table, int32_t slot, std::span<const int32_t> ids) override {
     return staging_->Bind(table, slot, ids, stream_);
   }
+  absl::Status CopyPages(const CopyPagesParams& p) override { return cuda::CopyPages(stream_, p); }
   int max_steps_in_flight() const override { return kMaxStepsInFlight; }
   absl::StatusOr<BegunStep> BeginStep(const StepInputs& inputs) override;
   absl::Status EndStep() override;

@@ -67,4 +67,7 @@ struct PageEntry {
 absl::Status ScatterPages(cudaStream_t stream, const PageEntry* entries, int32_t count,
                           int32_t* page_table, int64_t stride);
 
+// Before a step's first kernel, as Embed waits for it. A page's bytes are a multiple of 16.
+absl::Status CopyPages(cudaStream_t stream, const CopyPagesParams& p);
+
 }  // namespace penstock::kernels::cuda

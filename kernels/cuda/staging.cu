@@ -93,6 +93,27 @@ __global__ void __launch_bounds__(kThreads)
   page_table[entries[i].slot * stride + entries[i].index] = entries[i].page;
 }
 
+// What one launch copies. The lists are kernel parameters, which a launch takes along (4 KiB at
+// most): nothing is staged.
+struct PageCopies {
+  static constexpr int kMaxBuffers = 256;
+  static constexpr int kMaxCopies = 128;
+  uint4* buffers[kMaxBuffers];
+  PageCopy copies[kMaxCopies];
+};
+
+// Block (b, c): copy c in buffer b; a page is `vectors` long.
+__global__ void __launch_bounds__(kThreads)
+    CopyPagesKernel(const __grid_constant__ PageCopies lists, int64_t vectors) {
+  WaitForEarlier();
+  uint4* const base = lists.buffers[blockIdx.x];
+  const PageCopy copy = lists.copies[blockIdx.y];
+  const uint4* const from = base + copy.from * vectors;
+  uint4* const to = base + copy.to * vectors;
+#pragma unroll 4
+  for (int64_t i = threadIdx.x; i < vectors; i += kThreads) to[i] = from[i];
+}
+
 bool IsAligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % sizeof(uint4) == 0; }
 
 }  // namespace
@@ -133,6 +154,32 @@ absl::Status CopyTokens(cudaStream_t stream, const TokenRun* runs, int32_t num_r
   constexpr int kBlocksPerRun = 8;
   const LaunchShape shape = {dim3(num_runs, kBlocksPerRun), dim3(kThreads)};
   return LaunchDependent(stream, shape, &CopyTokensKernel, runs, staged, table.ids, table.stride);
+}
+
+absl::Status CopyPages(cudaStream_t stream, const CopyPagesParams& p) {
+  constexpr size_t kMaxLayers = PageCopies::kMaxBuffers / 2;
+  for (size_t layer = 0; layer < p.layers.size(); layer += kMaxLayers) {
+    const auto layers = p.layers.subspan(layer, std::min(kMaxLayers, p.layers.size() - layer));
+    const int64_t bytes = static_cast<int64_t>(DTypeSize(layers[0].dtype)) * p.page_elements;
+    if (bytes % sizeof(uint4) != 0) {
+      return InvalidArgument("pages of {} bytes: those of a multiple of 16 can be copied", bytes);
+    }
+    PageCopies lists;
+    unsigned num_buffers = 0;
+    for (const KvLayer& kv : layers) {
+      for (void* pages : {kv.k, kv.v}) lists.buffers[num_buffers++] = static_cast<uint4*>(pages);
+    }
+    for (size_t first = 0; first < p.copies.size(); first += PageCopies::kMaxCopies) {
+      const auto copies = p.copies.subspan(
+          first, std::min<size_t>(PageCopies::kMaxCopies, p.copies.size() - first));
+      std::copy(copies.begin(), copies.end(), lists.copies);
+      const LaunchShape shape = {dim3(num_buffers, static_cast<unsigned>(copies.size())),
+                                 dim3(kThreads)};
+      RETURN_IF_ERROR(LaunchDependent(stream, shape, &CopyPagesKernel, lists,
+                                      bytes / static_cast<int64_t>(sizeof(uint4))));
+    }
+  }
+  return absl::OkStatus();
 }
 
 absl::Status ScatterPages(cudaStream_t stream, const PageEntry* entries, int32_t count,

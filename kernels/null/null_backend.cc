@@ -79,6 +79,7 @@ class NullBackend : public Backend {
     return absl::OkStatus();
   }
 
+  absl::Status CopyPages(const CopyPagesParams&) override { return absl::OkStatus(); }
   absl::Status Upload(const Buffer&, const void*, size_t) override { return absl::OkStatus(); }
 
   absl::Status Embed(const EmbedParams&) override { return absl::OkStatus(); }

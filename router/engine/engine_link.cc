@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "common/log.h"
+#include "router/engine/retry_after.h"
 
 namespace penstock::router {
 namespace {
@@ -56,25 +57,29 @@ EngineLink::EngineLink(const std::string& address, LinkOptions options, Mover mo
 
 EngineLink::~EngineLink() { Stop(Unavailable("the server ends")); }
 
-absl::Status EngineLink::Submit(std::shared_ptr<OpenRequest> request) {
+absl::Status EngineLink::Submit(std::span<const std::shared_ptr<OpenRequest>> requests) {
   wire::ToScheduler message;
   message.set_router_id(options_.router_id);
-  *message.add_submit() = request->submit;
+  const Clock::time_point now = Clock::now();
+  for (const auto& request : requests) *message.add_submit() = SubmitNow(*request, now);
   std::lock_guard lock(mutex_);
   if (stopped_) return Unavailable("the server ends");
   RETURN_IF_ERROR(sender_.Send(&message));
-  request->first_lease = next_lease_sequence_;
-  const uint64_t id = request->submit.id();
-  table_[id] = std::move(request);
+  for (const auto& request : requests) {
+    request->first_lease = next_lease_sequence_;
+    table_[request->submit.id()] = request;
+  }
   return absl::OkStatus();
 }
 
-void EngineLink::Cancel(uint64_t id) {
-  std::lock_guard lock(mutex_);
-  if (table_.erase(id) == 0) return;
+void EngineLink::Cancel(std::span<const uint64_t> ids) {
   wire::ToScheduler message;
   message.set_router_id(options_.router_id);
-  message.mutable_cancel()->add_ids(id);
+  std::lock_guard lock(mutex_);
+  for (const uint64_t id : ids) {
+    if (table_.erase(id) != 0) message.mutable_cancel()->add_ids(id);
+  }
+  if (!message.has_cancel()) return;
   sender_.Send(&message).IgnoreError();  // the next lease doesn't name it: that cancels too
 }
 
@@ -97,7 +102,7 @@ void EngineLink::Stop(const absl::Status& status) {
     message.set_goodbye(true);
     sender_.Send(&message).IgnoreError();
   }
-  FailAll(status);
+  FailIf([](const OpenRequest&) { return true; }, status);
 }
 
 void EngineLink::Run() {
@@ -185,9 +190,11 @@ bool EngineLink::HandleDelta(const wire::Deltas& deltas, int index, const int32_
     const auto code =
         static_cast<absl::StatusCode>(extra == nullptr ? 0 : static_cast<int>(extra->error_code()));
     const bool named = extra != nullptr && code != absl::StatusCode::kOk;
-    request->sink->OnFailure(
+    absl::Status error =
         named ? absl::Status(code, extra->error())
-              : Internal("engine {} failed the request and gave no reason", address_));
+              : Internal("engine {} failed the request and gave no reason", address_);
+    if (named && extra->retry_after_s() != 0) SetRetryAfter(extra->retry_after_s(), &error);
+    request->sink->OnFailure(error);
     return true;
   }
   const DeltaFate fate = FateOf(received, first, count, end);
@@ -237,6 +244,7 @@ void EngineLink::HandleStatus(const wire::Status& status) {
 
 void EngineLink::Resubmit(const wire::Status& status) {
   int count = 0;
+  const Clock::time_point now = Clock::now();
   std::lock_guard lock(mutex_);
   for (const uint64_t id : status.unknown_ids()) {
     const auto it = table_.find(id);
@@ -244,7 +252,7 @@ void EngineLink::Resubmit(const wire::Status& status) {
     if (it == table_.end() || status.lease_sequence() < it->second->first_lease) continue;
     wire::ToScheduler message;
     message.set_router_id(options_.router_id);
-    *message.add_submit() = it->second->submit;
+    *message.add_submit() = SubmitNow(*it->second, now);
     if (!sender_.Send(&message).ok()) break;  // the next lease finds it again
     it->second->first_lease = next_lease_sequence_;
     ++state_.resubmissions;
@@ -337,6 +345,9 @@ void EngineLink::SendLease() {
 }
 
 void EngineLink::RescueRequests(Clock::time_point now) {
+  if (usable_until_ == now) return;
+  const auto late = [now](const OpenRequest& r) { return r.deadline && *r.deadline <= now; };
+  FailIf(late, DeadlineExceeded("the request's time was up while its engine was not usable"));
   const auto lost = std::chrono::duration_cast<milliseconds>(now - usable_until_);
   if (lost.count() <= options_.silent_ms) return;
   std::vector<std::shared_ptr<OpenRequest>> requests;
@@ -357,23 +368,27 @@ void EngineLink::RescueRequests(Clock::time_point now) {
     for (const uint64_t id : moved) table_.erase(id);
   }
   if (lost.count() > options_.timeout_ms) {
-    FailAll(
-        Unavailable("the engine that worked on this request was lost and did not come back "
-                    "within {} s: {}",
-                    options_.timeout_ms / 1000, State().reason));
+    FailIf([](const OpenRequest&) { return true; },
+           Unavailable("the engine that worked on this request was lost and did not come back "
+                       "within {} s: {}",
+                       options_.timeout_ms / 1000, State().reason));
   }
 }
 
-void EngineLink::FailAll(const absl::Status& status) {
-  std::unordered_map<uint64_t, std::shared_ptr<OpenRequest>> requests;
+void EngineLink::FailIf(const std::function<bool(const OpenRequest&)>& which,
+                        const absl::Status& status) {
+  std::vector<std::shared_ptr<OpenRequest>> requests;
   {
     std::lock_guard lock(mutex_);
-    requests.swap(table_);
+    for (const auto& [id, request] : table_) {
+      if (which(*request)) requests.push_back(request);
+    }
+    for (const auto& request : requests) table_.erase(request->submit.id());
   }
   if (requests.empty()) return;
   spdlog::error("msg=\"requests ended\" engine={} count={} reason=\"{}\"", address_,
                 requests.size(), Message(status));
-  for (const auto& [id, request] : requests) {
+  for (const auto& request : requests) {
     request->sink->OnFailure(status);
     request->sink->Flush();
   }

@@ -13,6 +13,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <string>
 #include <thread>
 #include <unordered_map>
@@ -63,11 +64,13 @@ class EngineLink {
   EngineLink(const EngineLink&) = delete;
   EngineLink& operator=(const EngineLink&) = delete;
 
-  // Opens the request, whether the engine is usable or not. Its submit.id is new to this link.
-  // RESOURCE_EXHAUSTED: too much waits for an engine that is not there.
-  absl::Status Submit(std::shared_ptr<OpenRequest> request);
-  // The request's sink is not called again but for a batch that is being handled. No-op if unknown.
-  void Cancel(uint64_t id);
+  // Opens the requests, all or none, whether the engine is usable or not; it gets them as one
+  // message. Their submit.id are new to this link. RESOURCE_EXHAUSTED: too much waits for an engine
+  // that is not there.
+  absl::Status Submit(std::span<const std::shared_ptr<OpenRequest>> requests);
+  // The requests' sinks are not called again but for a batch that is being handled. Ids that are
+  // unknown here are passed over.
+  void Cancel(std::span<const uint64_t> ids);
   EngineState State() const;
 
   // Ends all requests with `status`, says goodbye to the engine and joins the thread. Idempotent.
@@ -93,9 +96,10 @@ class EngineLink {
   std::string WhyNotUsable(const wire::Status& status, bool heard,
                            std::chrono::milliseconds silent) const;
   void SendLease();
-  // Moves or, after the timeout, ends the requests of an engine that can't go on with them.
+  // Of an engine that can't go on with its requests: ends those whose time is up, moves the others
+  // or, after the timeout, ends them too.
   void RescueRequests(Clock::time_point now);
-  void FailAll(const absl::Status& status);
+  void FailIf(const std::function<bool(const OpenRequest&)>& which, const absl::Status& status);
   void SetUsable(bool usable, bool returning, std::string reason);
 
   const std::string address_;

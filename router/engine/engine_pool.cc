@@ -13,7 +13,7 @@ uint64_t RandomU64() {
 }
 
 absl::StatusOr<std::unique_ptr<EnginePool>> EnginePool::Connect(
-    const std::vector<std::string>& addresses, LinkOptions options) {
+    const std::vector<std::string>& addresses, const LinkOptions& options) {
   if (addresses.empty()) return InvalidArgument("no engine: give --engine tcp://host:port");
   std::unique_ptr<EnginePool> pool(new EnginePool);
   pool->links_.resize(addresses.size());
@@ -22,7 +22,7 @@ absl::StatusOr<std::unique_ptr<EnginePool>> EnginePool::Connect(
       if (!p->connected_) return false;
       std::string reason;
       EngineLink* link = p->Choose(p->links_[i].get(), /*or_returning=*/false, &reason);
-      return link != nullptr && link->Submit(request).ok();
+      return link != nullptr && link->Submit({&request, 1}).ok();
     };
     ASSIGN_OR_RETURN(pool->links_[i],
                      EngineLink::Connect(pool->context_, addresses[i], options, move));
@@ -56,23 +56,22 @@ EngineLink* EnginePool::Choose(const EngineLink* except, bool or_returning,
   return best ? links_[*best].get() : nullptr;
 }
 
-absl::StatusOr<uint64_t> EnginePool::Submit(wire::Submit submit, bool draw_seed,
-                                            std::shared_ptr<TokenSink> sink) {
+absl::StatusOr<std::vector<uint64_t>> EnginePool::Submit(
+    std::span<const std::shared_ptr<OpenRequest>> requests) {
   std::string reason;
   EngineLink* link = Choose(nullptr, /*or_returning=*/true, &reason);
   if (link == nullptr) return Unavailable("no engine can take requests now: {}", reason);
-  auto request = std::make_shared<OpenRequest>();
-  const uint64_t id = next_id_.fetch_add(1);
-  request->submit = std::move(submit);
-  request->submit.set_id(id);
-  if (draw_seed) request->submit.mutable_sampling()->set_seed(RandomU64());
-  request->sink = std::move(sink);
-  RETURN_IF_ERROR(link->Submit(std::move(request)));
-  return id;
+  std::vector<uint64_t> ids;
+  for (const auto& request : requests) {
+    ids.push_back(next_id_.fetch_add(1));
+    request->submit.set_id(ids.back());
+  }
+  RETURN_IF_ERROR(link->Submit(requests));
+  return ids;
 }
 
-void EnginePool::Cancel(uint64_t id) {
-  for (const auto& link : links_) link->Cancel(id);
+void EnginePool::Cancel(std::span<const uint64_t> ids) {
+  for (const auto& link : links_) link->Cancel(ids);
 }
 
 std::vector<EngineState> EnginePool::States() const {

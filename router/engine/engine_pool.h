@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 #include <zmq.hpp>
@@ -18,16 +19,16 @@ class EnginePool {
  public:
   // Connects to all in the background. INVALID_ARGUMENT: no address, or a bad one.
   static absl::StatusOr<std::unique_ptr<EnginePool>> Connect(
-      const std::vector<std::string>& addresses, LinkOptions options);
+      const std::vector<std::string>& addresses, const LinkOptions& options);
   ~EnginePool();
 
-  // Gives the request an id (and a seed if `draw_seed`) and opens it at the least loaded engine; if
-  // none is usable, at one that is expected back. UNAVAILABLE: there is none of these either; the
-  // message says why. Returns the id.
-  absl::StatusOr<uint64_t> Submit(wire::Submit submit, bool draw_seed,
-                                  std::shared_ptr<TokenSink> sink);
-  // Ends the request without a further word to its sink. No-op if unknown.
-  void Cancel(uint64_t id);
+  // Gives the requests ids and opens all, or none, at the least loaded engine; if none is usable,
+  // at one that is expected back. UNAVAILABLE: there is none of these either; the message says why.
+  // Returns the ids.
+  absl::StatusOr<std::vector<uint64_t>> Submit(
+      std::span<const std::shared_ptr<OpenRequest>> requests);
+  // Ends the requests without a further word to their sinks. Unknown ids are passed over.
+  void Cancel(std::span<const uint64_t> ids);
 
   std::vector<EngineState> States() const;
   // OK if an engine is usable, else UNAVAILABLE with the reason.

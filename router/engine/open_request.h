@@ -1,8 +1,10 @@
 // A request that an engine works on, as the router keeps it until its end.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 
 #include "common/status.h"
@@ -41,6 +43,7 @@ class TokenSink {
 struct OpenRequest {
   wire::Submit submit;  // ids: the prompt, then every output id received
   std::shared_ptr<TokenSink> sink;
+  std::optional<std::chrono::steady_clock::time_point> deadline;
   // An engine's word that it doesn't know the request counts from this lease on (EngineLink's
   // lock).
   uint64_t first_lease = 0;
@@ -50,6 +53,9 @@ struct OpenRequest {
     return static_cast<uint32_t>(submit.ids_size() - submit.prompt_len());
   }
 };
+
+// The message that submits it now: what the wire says of its deadline is the time that is left.
+wire::Submit SubmitNow(const OpenRequest& request, std::chrono::steady_clock::time_point now);
 
 // What to do with ids [first, first + count) for a request that has `num_received`.
 enum class DeltaFate {

@@ -2,6 +2,7 @@
 // checks it once. Unset fields take their defaults there.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -23,6 +24,8 @@ using Prompt = std::variant<NoPrompt, std::string, TokenPrompt, ChatPrompt>;
 
 // Numbers are as wide as JSON's, so that what doesn't fit is refused and not cut.
 struct RequestFields {
+  using Clock = std::chrono::steady_clock;
+
   std::string model;       // empty: the served one
   std::string request_id;  // empty: one is made
   Prompt prompt;
@@ -35,7 +38,8 @@ struct RequestFields {
   std::optional<int64_t> top_k;
   std::optional<int64_t> min_tokens;
   std::optional<int64_t> max_tokens;
-  std::optional<int64_t> n;
+  std::optional<int64_t> n;        // choices to return
+  std::optional<int64_t> best_of;  // to generate
   std::optional<uint64_t> seed;
   std::optional<int64_t> logprobs;
   std::optional<int64_t> prompt_logprobs;
@@ -50,9 +54,15 @@ struct RequestFields {
   bool echo = false;
   bool return_text = true;
   bool return_token_ids = false;
-  int64_t priority = 0;
-  std::string tenant;
-  std::string cache_salt;
+  int64_t priority = 0;    // the lower goes first
+  std::string tenant;      // header x-gateway-inference-fairness-id, else `user`
+  std::string cache_salt;  // requests of different salts share no KV pages
+  bool skip_prefix_cache = false;
+  Clock::time_point arrival = Clock::now();
+  // When it has to have ended, the soonest of these.
+  std::optional<double> timeout;              // seconds from its arrival; HTTP
+  std::optional<int64_t> timeout_ms;          // from its arrival; gRPC
+  std::optional<Clock::time_point> deadline;  // of the call
 };
 
 }  // namespace penstock::router

@@ -153,7 +153,68 @@ absl::Status SetNumbers(const RequestFields& fields, const SamplingDefaults& def
   return absl::OkStatus();
 }
 
+// min(arrival + timeout, the call's own deadline). No request takes as long as kLongest, and a time
+// that far ahead still is one.
+absl::Status SetDeadline(const RequestFields& fields, GenerationRequest* request) {
+  using Seconds = std::chrono::duration<double>;
+  constexpr double kLongest = 1e9;
+  request->arrival = fields.arrival;
+  request->deadline = fields.deadline;
+  const auto limit = [&](double seconds) {
+    const auto timeout =
+        std::chrono::ceil<RequestFields::Clock::duration>(Seconds(std::min(seconds, kLongest)));
+    const auto deadline = fields.arrival + timeout;
+    request->deadline = std::min(request->deadline.value_or(deadline), deadline);
+  };
+  if (fields.timeout) {
+    if (!(*fields.timeout > 0)) {  // NaN too
+      return OutOfRange("timeout", *fields.timeout, "a positive number of seconds");
+    }
+    limit(*fields.timeout);
+  }
+  if (fields.timeout_ms) {
+    if (*fields.timeout_ms <= 0) {
+      return OutOfRange("timeout_ms", *fields.timeout_ms, "a positive number of milliseconds");
+    }
+    limit(1e-3 * static_cast<double>(*fields.timeout_ms));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status SetChoices(const RequestFields& fields, GenerationRequest* request) {
+  const std::string allowed = fmt::format("an integer from 1 to {}", kMaxChoices);
+  int32_t integer = 0;
+  RETURN_IF_ERROR(Integer("n", fields.n, 1, 1, kMaxChoices, allowed, &integer));
+  request->n = integer;
+  RETURN_IF_ERROR(Integer("best_of", fields.best_of, request->n, request->n, kMaxChoices,
+                          fmt::format("an integer from n, {}, to {}", request->n, kMaxChoices),
+                          &integer));
+  request->num_choices = integer;
+  request->return_logprobs = fields.logprobs.has_value();
+  // The best are chosen by their log-probabilities.
+  if (request->num_choices > request->n && !fields.logprobs) {
+    request->sampling.set_num_top_logprobs(0);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckLength(const std::string& field, const char* what, const std::string& value,
+                         int max) {
+  if (value.size() <= static_cast<size_t>(max)) return absl::OkStatus();
+  return FieldError(field,
+                    fmt::format("{} has {} bytes: give at most {}", what, value.size(), max));
+}
+
 }  // namespace
+
+uint64_t ChoiceSeed(uint64_t seed, int index) {
+  if (index == 0) return seed;
+  // SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, 2014).
+  uint64_t x = seed + static_cast<uint64_t>(index) * 0x9e3779b97f4a7c15;
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111eb;
+  return x ^ (x >> 31);
+}
 
 absl::Status FieldError(const std::string& field, const std::string& message) {
   absl::Status status(absl::StatusCode::kInvalidArgument, message);
@@ -186,22 +247,18 @@ absl::Status CheckDefaults(const SamplingDefaults& defaults) {
 absl::StatusOr<GenerationRequest> Validate(RequestFields fields, const ModelLimits& limits) {
   GenerationRequest request;
   ASSIGN_OR_RETURN(request.model, CheckModel(fields.model, limits));
-  if (fields.request_id.size() > kMaxRequestIdLength) {
-    return FieldError("request_id", fmt::format("request_id has {} bytes: give at most {}",
-                                                fields.request_id.size(), kMaxRequestIdLength));
-  }
-  if (fields.n && *fields.n != 1) {
-    return FieldError("n", fmt::format("n is {}: only 1 is supported; send the request several "
-                                       "times for several answers",
-                                       *fields.n));
-  }
+  RETURN_IF_ERROR(CheckLength("request_id", "request_id", fields.request_id, kMaxRequestIdLength));
+  RETURN_IF_ERROR(CheckLength("cache_salt", "cache_salt", fields.cache_salt, kMaxCacheSaltLength));
+  RETURN_IF_ERROR(CheckLength("user", "user (or x-gateway-inference-fairness-id)", fields.tenant,
+                              kMaxTenantLength));
   RETURN_IF_ERROR(CheckPrompt(fields.prompt, limits));
   RETURN_IF_ERROR(SetNumbers(fields, limits.defaults, &request.sampling));
   RETURN_IF_ERROR(CheckStops(fields, limits));
   RETURN_IF_ERROR(SetBiases(fields, limits, &request.sampling));
-  RETURN_IF_ERROR(Integer("priority", fields.priority, 0, std::numeric_limits<int32_t>::min(),
-                          std::numeric_limits<int32_t>::max(), "a 32-bit integer",
-                          &request.priority));
+  RETURN_IF_ERROR(SetChoices(fields, &request));
+  RETURN_IF_ERROR(SetDeadline(fields, &request));
+  RETURN_IF_ERROR(Integer("priority", fields.priority, 0, 0, kMaxPriority,
+                          fmt::format("0 (goes first) to {}", kMaxPriority), &request.priority));
   for (const int64_t id : fields.stop_token_ids) {
     request.sampling.add_stop_ids(static_cast<int32_t>(id));
   }
@@ -220,6 +277,7 @@ absl::StatusOr<GenerationRequest> Validate(RequestFields fields, const ModelLimi
   request.return_token_ids = fields.return_token_ids;
   request.tenant = std::move(fields.tenant);
   request.cache_salt = std::move(fields.cache_salt);
+  request.skip_prefix_cache = fields.skip_prefix_cache;
   return request;
 }
 

@@ -22,6 +22,10 @@ constexpr int kMaxLogprobs = 20;
 constexpr int kMaxBiases = 1024;
 constexpr int kMaxMessages = 4096;
 constexpr int kMaxRequestIdLength = 256;
+constexpr int kMaxTenantLength = 256;     // bytes
+constexpr int kMaxCacheSaltLength = 256;  // bytes
+constexpr int kMaxChoices = 128;          // as OpenAI allows for n
+constexpr int kMaxPriority = 9;           // classes 0 to 9, as the wire has them
 
 // What a request gets for what it leaves out, unless the model says otherwise.
 struct SamplingDefaults {
@@ -48,9 +52,12 @@ struct ModelLimits {
 struct GenerationRequest {
   std::string model;  // the name it was asked for by
   std::string request_id;
-  Prompt prompt;  // never NoPrompt
-  wire::Sampling sampling;
-  bool has_seed = false;  // else one has to be drawn
+  Prompt prompt;            // never NoPrompt
+  wire::Sampling sampling;  // of choice 0; the others' seeds differ (ChoiceSeed)
+  bool has_seed = false;    // else one has to be drawn
+  int n = 1;                // choices to return
+  int num_choices = 1;      // to generate: n, or best_of
+  bool return_logprobs = false;
   std::vector<std::string> stop;
   bool ignore_eos = false;
   bool include_stop = false;
@@ -63,7 +70,14 @@ struct GenerationRequest {
   int32_t priority = 0;
   std::string tenant;
   std::string cache_salt;
+  bool skip_prefix_cache = false;
+  RequestFields::Clock::time_point arrival;
+  std::optional<RequestFields::Clock::time_point> deadline;
 };
+
+// The seed of choice `index` of a request with `seed`: a fixed function, and of choice 0 the seed
+// itself, so that its text is that of a request for one choice.
+uint64_t ChoiceSeed(uint64_t seed, int index);
 
 // `limits.defaults` have passed CheckDefaults.
 absl::StatusOr<GenerationRequest> Validate(RequestFields fields, const ModelLimits& limits);

@@ -1,18 +1,11 @@
 #include "router/service/generation.h"
 
 #include <algorithm>
+#include <chrono>
 #include <utility>
 
 namespace penstock::router {
 namespace {
-
-TokenLogprob FromWire(int32_t id, const wire::Logprob& from) {
-  TokenLogprob to{.id = id, .logprob = from.logprob(), .rank = from.rank(), .top = {}};
-  const int size = std::min(from.top_ids_size(), from.top_logprobs_size());
-  to.top.reserve(size);
-  for (int i = 0; i < size; ++i) to.top.emplace_back(from.top_ids(i), from.top_logprobs(i));
-  return to;
-}
 
 template <typename T>
 void Append(std::vector<T> from, std::vector<T>* to) {
@@ -32,9 +25,9 @@ void MergeInto(Output from, Output* to) {
   to->finish = from.finish;
   to->stop_string = std::move(from.stop_string);
   to->stop_token_id = from.stop_token_id;
-  to->failure = std::move(from.failure);
-  to->completion_tokens = from.completion_tokens;
+  to->num_tokens = from.num_tokens;
   to->cached_tokens = from.cached_tokens;
+  to->sum_logprob = from.sum_logprob;
 }
 
 size_t Bytes(const Output& output) {
@@ -47,10 +40,6 @@ size_t Bytes(const Output& output) {
   return bytes;
 }
 
-double Seconds(std::chrono::steady_clock::duration duration) {
-  return std::chrono::duration<double>(duration).count();
-}
-
 }  // namespace
 
 Generation::Generation(GenerationRequest request, std::vector<int32_t> prompt_ids,
@@ -61,10 +50,13 @@ Generation::Generation(GenerationRequest request, std::vector<int32_t> prompt_id
       tokenizer_(tokenizer),
       metrics_(metrics),
       listener_(std::move(listener)),
-      delivery_(delivery),
-      text_(&tokenizer, {.skip_special = request_.skip_special_tokens,
-                         .stop = request_.stop,
-                         .include_stop_str = request_.include_stop}) {}
+      delivery_(delivery) {
+  for (int i = 0; i < request_.num_choices; ++i) sinks_.emplace_back(*this, i);
+}
+
+std::shared_ptr<TokenSink> Generation::Sink(int choice) {
+  return {shared_from_this(), &sinks_[choice]};
+}
 
 bool Generation::Open(std::function<void()> on_end) {
   std::lock_guard lock(mutex_);
@@ -81,16 +73,24 @@ void Generation::SetCanceller(std::function<void()> cancel) {
       return;
     }
   }
-  cancel();  // no-op if it has ended by itself
+  cancel();
 }
 
 bool Generation::Take(Output* output) {
   std::lock_guard lock(mutex_);
-  if (outputs_.empty()) return false;
+  if (outputs_.empty() || (delivery_ == Delivery::kWhole && !closed_)) return false;
+  ChoiceSink& sink = sinks_[outputs_.front().choice];
+  if (sink.waiting == &outputs_.front()) sink.waiting = nullptr;
   *output = std::move(outputs_.front());
   outputs_.pop_front();
   waiting_bytes_ = outputs_.empty() ? 0 : waiting_bytes_ - Bytes(*output);
   if (outputs_.empty()) announced_ = false;
+  if (output->failure.ok()) {
+    tokens_taken_ += output->num_tokens - std::exchange(sink.num_taken, output->num_tokens);
+  }
+  output->usage = {.completion_tokens = tokens_taken_,
+                   .cached_tokens = std::max(cached_tokens_, 0)};
+  output->last = closed_ && outputs_.empty();
   return true;
 }
 
@@ -106,132 +106,67 @@ void Generation::Cancel() {
   End("abort");
 }
 
-SinkAction Generation::OnTokens(const TokenDelta& delta) {
-  bool closed;
+SinkAction Generation::Advance(Choice* choice, const TokenDelta& delta) {
   {
     std::lock_guard lock(mutex_);
-    closed = closed_;
-  }
-  if (closed) {  // the client left, or reads too slowly
-    End("abort");
-    return SinkAction::kStop;
-  }
-  if (delta.extra != nullptr && delta.extra->cached_tokens() != 0) {
-    cached_tokens_ = static_cast<int32_t>(delta.extra->cached_tokens());
+    if (closed_) return SinkAction::kStop;  // the client left, another choice failed
   }
   const size_t size = delta.ids.size();
   const size_t step = delivery_ == Delivery::kPerToken ? 1 : std::max<size_t>(size, 1);
   size_t begin = 0;
   do {
     const size_t count = std::min(step, size - begin);
-    Output output;
-    const bool ended = Advance(delta, begin, count, &output);
-    const Finish finish = output.finish;
-    Queue(std::move(output));
-    if (ended) {
-      End(finish == Finish::kStop ? "stop" : "length");
-      return SinkAction::kStop;
-    }
+    Output output = choice->Advance(delta, begin, count);
+    const bool finished = output.finish != Finish::kNone;
+    if (!Queue(std::move(output)) || finished) return SinkAction::kStop;
     begin += count;
   } while (begin < size);
   return SinkAction::kContinue;
 }
 
-bool Generation::Advance(const TokenDelta& delta, size_t begin, size_t count, Output* output) {
-  const bool last = begin + count == delta.ids.size();
-  std::span<const int32_t> ids = delta.ids.subspan(begin, count);
-  // The id that stops a request is counted, but is no text.
-  const bool stop_id = last && delta.end == wire::END_STOP && !ids.empty();
-  const bool hide = stop_id && !request_.include_stop;
-  const size_t before = text_.num_tokens();
-  output->text = text_.Append(hide ? ids.first(count - 1) : ids);
-  if (text_.stopped()) ids = ids.first(text_.num_tokens() - before);
-  completion_tokens_ += static_cast<int32_t>(ids.size());
-  CountTokens(Clock::now(), ids.size());
-  const bool ended = text_.stopped() || (last && delta.end != wire::END_NONE);
-  if (ended) SetFinish(delta, output);
-  output->completion_tokens = completion_tokens_;
-  output->cached_tokens = cached_tokens_;
-  if (request_.return_token_ids) output->ids.assign(ids.begin(), ids.end());
-  if (delta.extra == nullptr) return ended;
-  const wire::Extra& extra = *delta.extra;
-  if (request_.sampling.num_top_logprobs() >= 0) {
-    for (size_t i = 0; i < ids.size(); ++i) {
-      const int at = delta.skip + static_cast<int>(begin + i);
-      if (at < extra.logprobs_size()) {
-        output->logprobs.push_back(FromWire(ids[i], extra.logprobs(at)));
-      }
-    }
-  }
-  if (begin == 0) {
-    for (int i = 0; i < extra.prompt_logprobs_size() && i + 1 < prompt_tokens(); ++i) {
-      output->prompt_logprobs.push_back(FromWire(prompt_ids_[i + 1], extra.prompt_logprobs(i)));
-    }
-  }
-  return ended;
-}
-
-void Generation::SetFinish(const TokenDelta& delta, Output* output) {
-  if (text_.stopped()) {
-    output->finish = Finish::kStop;
-    output->stop_string = request_.stop[text_.stop_index()];
-    return;
-  }
-  output->text += text_.Flush();
-  output->finish = delta.end == wire::END_LENGTH ? Finish::kLength : Finish::kStop;
-  if (delta.end != wire::END_STOP || delta.ids.empty()) return;
-  const int32_t id = delta.ids.back();
-  const std::vector<int32_t> ends = tokenizer_.eos_ids();
-  if (request_.ignore_eos || std::find(ends.begin(), ends.end(), id) == ends.end()) {
-    output->stop_token_id = id;
-  }
-}
-
-void Generation::OnFailure(const absl::Status& status) {
-  bool closed;
+bool Generation::Queue(Output output) {
+  bool ended;
   {
     std::lock_guard lock(mutex_);
-    closed = closed_;
+    if (closed_) return false;  // cancelled meanwhile
+    cached_tokens_ =
+        cached_tokens_ < 0 ? output.cached_tokens : std::min(cached_tokens_, output.cached_tokens);
+    const bool finished = output.finish != Finish::kNone;
+    const bool visible = finished || !output.text.empty() || !output.ids.empty() ||
+                         !output.logprobs.empty() || !output.prompt_logprobs.empty();
+    if (!visible) return true;  // half a character: the next output has it
+    waiting_bytes_ += Bytes(output);
+    ChoiceSink& sink = sinks_[output.choice];
+    if (delivery_ != Delivery::kPerToken && sink.waiting != nullptr) {
+      MergeInto(std::move(output), sink.waiting);
+    } else {
+      outputs_.push_back(std::move(output));
+      sink.waiting = &outputs_.back();
+    }
+    if (finished) ++num_finished_;
+    closed_ = ended = num_finished_ == num_choices();
+    if (!ended && waiting_bytes_ <= kMaxWaitingBytes * sinks_.size()) return true;
   }
-  if (closed) return End("abort");  // the client left, or reads too slowly
-  Output output;
-  output.failure = status;
-  output.completion_tokens = completion_tokens_;
-  output.cached_tokens = cached_tokens_;
-  Queue(std::move(output));
+  if (ended) {
+    End("");
+  } else {
+    Fail(ResourceExhausted("the client reads too slowly: more than {} MiB wait for it",
+                           (kMaxWaitingBytes * sinks_.size()) >> 20));
+  }
+  return false;
+}
+
+void Generation::Fail(const absl::Status& status) {
+  std::function<void()> cancel;
+  {
+    std::lock_guard lock(mutex_);
+    if (std::exchange(closed_, true)) return;
+    if (num_choices() - num_finished_ > 1) cancel = std::move(cancel_);  // the others
+    if (waiting_bytes_ > kMaxWaitingBytes * sinks_.size()) outputs_.clear();
+    outputs_.emplace_back().failure = status;
+  }
+  if (cancel) cancel();
   End("error");
-}
-
-void Generation::CountTokens(Clock::time_point now, size_t count) {
-  if (count == 0) return;
-  metrics_.generation_tokens.Increment(static_cast<double>(count));
-  if (last_token_ == Clock::time_point()) {
-    first_token_ = now;
-    metrics_.time_to_first_token.Observe(Seconds(now - arrival_));
-  } else {
-    metrics_.inter_token_latency.Observe(Seconds(now - last_token_));
-  }
-  last_token_ = now;
-}
-
-void Generation::Queue(Output output) {
-  const bool visible = output.ended() || !output.text.empty() || !output.ids.empty() ||
-                       !output.logprobs.empty() || !output.prompt_logprobs.empty();
-  if (!visible) return;  // half a character: the next output has it
-  std::lock_guard lock(mutex_);
-  if (closed_) return;  // cancelled meanwhile
-  waiting_bytes_ += Bytes(output);
-  if (waiting_bytes_ > kMaxWaitingBytes && !output.ended()) {
-    output.failure = ResourceExhausted("the client reads too slowly: {} MiB wait for it",
-                                       kMaxWaitingBytes >> 20);
-    outputs_.clear();
-  }
-  closed_ = output.ended();
-  if (delivery_ != Delivery::kPerToken && !outputs_.empty()) {
-    MergeInto(std::move(output), &outputs_.back());
-  } else {
-    outputs_.push_back(std::move(output));
-  }
 }
 
 void Generation::Flush() {
@@ -246,19 +181,18 @@ void Generation::Flush() {
 
 void Generation::End(const char* reason) {
   std::function<void()> on_end;
+  int unfinished;
   {
     std::lock_guard lock(mutex_);
     on_end = std::exchange(on_end_, nullptr);
     cancel_ = nullptr;
+    unfinished = num_choices() - num_finished_;
   }
   if (!on_end) return;
-  metrics_.CountEnd(reason);
-  const Clock::time_point now = Clock::now();
-  metrics_.e2e_latency.Observe(Seconds(now - arrival_));
-  // completion_tokens_ belongs to the receive thread; an abort comes from another one.
-  if (std::string_view(reason) != "abort" && completion_tokens_ > 1) {
-    metrics_.time_per_output_token.Observe(Seconds(last_token_ - first_token_) /
-                                           (completion_tokens_ - 1));
+  const std::chrono::duration<double> time = std::chrono::steady_clock::now() - request_.arrival;
+  for (int i = 0; i < unfinished; ++i) {
+    metrics_.CountEnd(reason);
+    metrics_.e2e_latency.Observe(time.count());
   }
   on_end();
 }

@@ -19,9 +19,15 @@ struct TokenLogprob {
 
 enum class Finish { kNone, kStop, kLength };
 
-// What came since the last one was taken. An ended generation's last output has either `finish` or
-// `failure`.
+struct Usage {
+  int32_t completion_tokens = 0;  // of all choices
+  int32_t cached_tokens = 0;      // of the prompt: those that no choice has computed
+};
+
+// What came of a choice since its last one was taken. Its last output has `finish`. A failure ends
+// all choices and comes by itself.
 struct Output {
+  int choice = 0;
   std::string text;
   std::vector<int32_t> ids;
   std::vector<TokenLogprob> logprobs;         // of ids, if asked for
@@ -30,12 +36,18 @@ struct Output {
   std::string stop_string;     // that ended it; empty if none did
   int32_t stop_token_id = -1;  // the user's stop id that ended it; -1 if none did
   absl::Status failure;
-  // As of this output.
-  int32_t completion_tokens = 0;
+  // Of this choice, as of this output.
+  int32_t num_tokens = 0;
   int32_t cached_tokens = 0;
-
-  bool ended() const { return finish != Finish::kNone || !failure.ok(); }
+  double sum_logprob = 0;  // of its tokens, if the engine was asked for log-probabilities
+  // Of all choices, as of this output: set when it is taken.
+  Usage usage;
+  bool last = false;  // the generation says nothing after it
 };
+
+// best_of: keeps the n whole choices whose tokens have the highest mean log-probability, best
+// first, and numbers them anew.
+void KeepBest(int n, std::vector<Output>* choices);
 
 // Told when there is output to take.
 class OutputListener {

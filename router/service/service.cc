@@ -33,12 +33,16 @@ absl::StatusOr<std::shared_ptr<Generation>> RouterService::Prepare(
   ASSIGN_OR_RETURN(GenerationRequest request, Validate(std::move(fields), limits));
   RETURN_IF_ERROR(CheckText(&request));
   if (draining_) return Unavailable("{}", kDrains);
+  if (request.deadline && *request.deadline <= std::chrono::steady_clock::now()) {
+    return DeadlineExceeded("the request's time was up when it was read: give it more");
+  }
   RETURN_IF_ERROR(engines_.Accepts());
   ASSIGN_OR_RETURN(std::vector<int32_t> ids, PromptIds(request));
   RETURN_IF_ERROR(FitToContext(static_cast<int64_t>(ids.size()), limits, &request));
   if (!request.ignore_eos) {
     for (const int32_t id : model_.tokenizer->eos_ids()) request.sampling.add_stop_ids(id);
   }
+  if (!request.has_seed) request.sampling.set_seed(RandomU64());
   if (request.request_id.empty()) request.request_id = MakeRequestId("req");
   return std::make_shared<Generation>(std::move(request), std::move(ids), *model_.tokenizer,
                                       metrics_, std::move(listener), delivery);
@@ -58,22 +62,31 @@ void RouterService::Submit(const std::shared_ptr<Generation>& generation) {
   };
   if (!generation->Open(on_end)) return on_end();
   metrics_.prompt_tokens.Increment(generation->prompt_tokens());
-  wire::Submit submit;
-  submit.set_request_id(request.request_id);
-  submit.mutable_ids()->Assign(generation->prompt_ids().begin(), generation->prompt_ids().end());
-  submit.set_prompt_len(generation->prompt_tokens());
-  *submit.mutable_sampling() = request.sampling;
-  submit.set_priority(request.priority);
-  submit.set_tenant(request.tenant);
-  submit.set_cache_salt(request.cache_salt);
-  const absl::StatusOr<uint64_t> id =
-      engines_.Submit(std::move(submit), !request.has_seed, generation);
-  if (!id.ok()) {
-    generation->OnFailure(id.status());
+  std::vector<std::shared_ptr<OpenRequest>> choices;
+  for (int i = 0; i < generation->num_choices(); ++i) {
+    choices.push_back(std::make_shared<OpenRequest>());
+    wire::Submit& submit = choices.back()->submit;
+    submit.set_request_id(generation->num_choices() == 1
+                              ? request.request_id
+                              : fmt::format("{}-{}", request.request_id, i));
+    submit.mutable_ids()->Assign(generation->prompt_ids().begin(), generation->prompt_ids().end());
+    submit.set_prompt_len(generation->prompt_tokens());
+    *submit.mutable_sampling() = request.sampling;
+    submit.mutable_sampling()->set_seed(ChoiceSeed(request.sampling.seed(), i));
+    submit.set_priority(request.priority);
+    submit.set_tenant(request.tenant);
+    submit.set_cache_salt(request.cache_salt);
+    submit.set_skip_prefix_cache(request.skip_prefix_cache);
+    choices.back()->deadline = request.deadline;
+    choices.back()->sink = generation->Sink(i);
+  }
+  const absl::StatusOr<std::vector<uint64_t>> ids = engines_.Submit(choices);
+  if (!ids.ok()) {
+    generation->Fail(ids.status());
     generation->Flush();
     return;
   }
-  generation->SetCanceller([this, id = *id] { engines_.Cancel(id); });
+  generation->SetCanceller([this, ids = *ids] { engines_.Cancel(ids); });
 }
 
 absl::Status RouterService::NeedsText(const std::string& field) const {

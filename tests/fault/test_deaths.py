@@ -1,8 +1,10 @@
 """kill -9 of each process mid-stream: it is back by itself, streams go on with the text they would have had."""
+import json
 import os
 import signal
 import threading
 
+import httpx
 import pytest
 
 from cluster import SMOLLM, Cluster, stream_completion
@@ -89,6 +91,25 @@ def test_router(cluster):
     cluster.wait_ready()
     cluster.wait_idle()  # the lease of the dead router ran out
     assert cluster.complete(**REQUEST)
+
+
+@pytest.mark.parametrize("victim", ["worker-0", "scheduler"])
+def test_choices_of_one_request_go_on(tmp_path, victim):
+    with Cluster(tmp_path / "log", "--dtype", "float32") as cluster:
+        body = dict(REQUEST, n=4)
+        expected = [choice["text"] for choice in cluster.post("/v1/completions", body)[1]["choices"]]
+        texts, killed = [""] * 4, False
+        with httpx.stream("POST", cluster.url + "/v1/completions", json=body | {"stream": True}, timeout=120) as reply:
+            for line in reply.iter_lines():
+                if not line.startswith("data: {"):
+                    continue
+                choice, = json.loads(line[6:])["choices"]
+                texts[choice["index"]] += choice["text"]
+                if not killed and all(len(text) > 20 for text in texts):
+                    killed = bool(cluster.kill(victim))
+        assert killed and texts == expected
+        cluster.wait_ready()
+        cluster.wait_idle()
 
 
 def test_request_in_flight_at_two_deaths_fails_alone(tmp_path):

@@ -3,9 +3,14 @@
 
 #include <cuda_bf16.h>
 
+#include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <functional>
+#include <memory>
+#include <numeric>
 #include <random>
+#include <tuple>
 
 #include "gmock/gmock.h"
 #include "kernels/random_weight.h"
@@ -319,7 +324,46 @@ TEST_F(GpuOpsTest, TokensAndPages) {
   EXPECT_EQ(device_table.Get(), table);
 }
 
+TEST_F(GpuOpsTest, CopyPages) {
+  constexpr int kPages = 400;
+  // More layers, and more copies, than one launch takes.
+  for (const auto& [num_layers, num_copies, elements] :
+       {std::tuple{3, 1, 8 * 16 * 128}, {2, 150, 264}, {130, 5, 8}}) {
+    std::vector<std::unique_ptr<DeviceVector<Bf16>>> buffers;
+    std::vector<std::vector<Bf16>> before;
+    std::vector<KvLayer> layers(num_layers);
+    for (KvLayer& layer : layers) {
+      for (void** pages : {&layer.k, &layer.v}) {
+        before.push_back(RandomBf16(static_cast<size_t>(kPages) * elements));
+        buffers.push_back(std::make_unique<DeviceVector<Bf16>>(before.back()));
+        *pages = buffers.back()->get();
+      }
+      layer.dtype = DType::kBF16;
+      layer.page_size = 8;
+    }
+    std::vector<int32_t> order(kPages);
+    std::iota(order.begin(), order.end(), 0);
+    std::shuffle(order.begin(), order.end(), random_);
+    std::vector<PageCopy> copies;  // some from the same page
+    for (int i = 0; i < num_copies; ++i) copies.push_back({order[kPages - 1 - i / 2], order[i]});
+    ExpectOk(CopyPages(nullptr, {layers, elements, copies}));
+    for (size_t i = 0; i < buffers.size(); ++i) {
+      std::vector<Bf16> expected = before[i];
+      for (const PageCopy& copy : copies) {
+        std::copy_n(before[i].begin() + int64_t{copy.from} * elements, elements,
+                    expected.begin() + int64_t{copy.to} * elements);
+      }
+      const auto got = buffers[i]->Get();
+      ASSERT_EQ(std::memcmp(got.data(), expected.data(), got.size() * sizeof(Bf16)), 0) << i;
+    }
+  }
+}
+
 TEST_F(GpuOpsTest, BadShapesAreErrors) {
+  const KvLayer layer{.dtype = DType::kBF16};
+  const PageCopy copy{0, 1};
+  EXPECT_EQ(CopyPages(nullptr, {{&layer, 1}, 12, {&copy, 1}}).code(),
+            absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(AddRmsNorm(nullptr, {.num_tokens = 1, .hidden = 100}).code(),
             absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(GatedActivation(nullptr, {.num_tokens = 1, .width = 12}).code(),

@@ -1,4 +1,5 @@
 """Bad input gets the right status and a message that says what to do, and the cluster serves on (conftest.serves_on)."""
+import concurrent.futures
 import json
 import mmap
 import os
@@ -10,7 +11,7 @@ import subprocess
 
 import pytest
 
-from cluster import BIN, SMOLLM, free_port
+from cluster import BIN, SMOLLM, Cluster, free_port, stream_completion
 from conftest import NAME
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -47,7 +48,22 @@ BAD = {
     "content a number": (CHAT, {"messages": [{"role": "user", "content": 7}]}, 400, "messages[0].content", "string"),
     "stop of 17": (CHAT, {"messages": HI, "stop": ["x"] * 17}, 400, "stop", "at most 16"),
     "bias of no token": (CHAT, {"messages": HI, "logit_bias": {"99999": 1}}, 400, "logit_bias", "49151"),
-    "two answers": (CHAT, {"messages": HI, "n": 2}, 400, "n", "only 1"),
+    "n too large": (CHAT, {"messages": HI, "n": 129}, 400, "n", "n is 129: give an integer from 1 to 128"),
+    "n 0": (CHAT, {"messages": HI, "n": 0}, 400, "n", "n is 0"),
+    "n negative": (COMPLETIONS, {"prompt": "x", "n": -1}, 400, "n", "-1"),
+    "n a fraction": (COMPLETIONS, {"prompt": "x", "n": 1.5}, 400, "n", "integer"),
+    "best_of below n": (COMPLETIONS, {"prompt": "x", "n": 3, "best_of": 2}, 400, "best_of", "from n, 3, to 128"),
+    "best_of too large": (COMPLETIONS, {"prompt": "x", "best_of": 1000}, 400, "best_of", "1000"),
+    "best_of in a stream": (COMPLETIONS, {"prompt": "x", "best_of": 2, "stream": True}, 400, "best_of", "streams"),
+    "best_of in a chat": (CHAT, {"messages": HI, "best_of": 2}, 400, "best_of", "support"),
+    "priority negative": (COMPLETIONS, {"prompt": "x", "priority": -1}, 400, "priority", "0 (goes first) to 9"),
+    "priority too large": (CHAT, {"messages": HI, "priority": 10}, 400, "priority", "10"),
+    "timeout 0": (COMPLETIONS, {"prompt": "x", "timeout": 0}, 400, "timeout", "positive number of seconds"),
+    "timeout in the past": (CHAT, {"messages": HI, "timeout": -0.5}, 400, "timeout", "-0.5"),
+    "timeout NaN": (COMPLETIONS, b'{"prompt": "x", "timeout": NaN}', 400, None, "JSON"),
+    "timeout a word": (COMPLETIONS, {"prompt": "x", "timeout": "soon"}, 400, "timeout", "string"),
+    "user of 300 bytes": (COMPLETIONS, {"prompt": "x", "user": "x" * 300}, 400, "user", "at most 256"),
+    "cache_salt of 300 bytes": (COMPLETIONS, {"prompt": "x", "cache_salt": "x" * 300}, 400, "cache_salt", "300"),
     "tools": (CHAT, {"messages": HI, "tools": [{"type": "function"}]}, 400, "tools", "support"),
     "tokenize a number": ("/tokenize", {"prompt": 7}, 400, "prompt", "string"),
     "detokenize no token": ("/detokenize", {"tokens": [-1]}, 400, "tokens", "-1"),
@@ -65,6 +81,47 @@ def test_requests(cluster, path, body, code, param, says):
 def test_errors_of_streams_are_no_streams(cluster):
     status, reply = cluster.post(COMPLETIONS, {"prompt": "x", "max_tokens": 0, "stream": True})
     assert status == 400 and reply["error"]["param"] == "max_tokens"
+
+
+@pytest.mark.parametrize("name, says", [(b"x" * 257, "257 bytes"), (b"\xff", "UTF-8")], ids=["long", "no UTF-8"])
+def test_fairness_id(cluster, name, says):
+    body = b'{"prompt": "x"}'
+    with socket.create_connection(("127.0.0.1", cluster.http_port), timeout=30) as s:
+        s.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+                  b"x-gateway-inference-fairness-id: %s\r\nContent-Length: %d\r\n\r\n%s" % (name, len(body), body))
+        reply = s.makefile("rb").read().decode()
+    assert reply.startswith("HTTP/1.1 400 ") and says in reply
+
+
+def test_two_alike_request_ids_are_both_served(cluster):
+    """Request ids are for logs: those who share one get their own answers, each once."""
+    body = dict(temperature=0, max_tokens=12, request_id="twice", ignore_eos=True)
+    prompts = ["One, two,", "The capital of France is"] * 2
+    alone = [cluster.complete(prompt, **body | {"request_id": ""}) for prompt in prompts[:2]]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda prompt: cluster.complete(prompt, **body), prompts)) == alone * 2
+    assert cluster.log().count('request=twice outcome="length"') == 4
+
+
+def test_a_cancelled_id_may_be_used_again(cluster):
+    body = dict(prompt="Once upon a time", request_id="again", ignore_eos=True, temperature=0)
+    stream = stream_completion(cluster, body | {"max_tokens": 4000})
+    next(stream)
+    stream.close()
+    assert cluster.complete(**body, max_tokens=8)
+    cluster.wait_until(lambda: 'request=again outcome="cancelled"' in cluster.log(), "the first is cancelled")
+    assert cluster.log().count('request=again outcome="length" prompt=4') == 1
+
+
+def test_what_can_never_fit_is_refused_at_once(tmp_path):
+    """A prompt of fewer tokens than the context has, and more than there are KV pages."""
+    with Cluster(tmp_path / "log", "--device", "null", "--num-kv-pages", "8") as cluster:
+        for stream in (False, True):
+            status, reply = cluster.post(COMPLETIONS, {"prompt": [7] * 200, "max_tokens": 5, "stream": stream})
+            assert status == 400 and reply["error"]["type"] == "invalid_request_error", reply
+            assert "200" in reply["error"]["message"] and "128" in reply["error"]["message"], reply
+        assert cluster.post(COMPLETIONS, {"prompt": [7] * 100, "max_tokens": 5})[0] == 200
+        cluster.wait_idle()
 
 
 def test_body_of_10_mb(cluster):

@@ -129,6 +129,13 @@ BAD = {
     "temperature negative": (dict(text="x", **sampling(temperature=-1)), "INVALID_ARGUMENT", "temperature"),
     "top_p infinite": (dict(text="x", **sampling(top_p=float("inf"))), "INVALID_ARGUMENT", "top_p"),
     "bias of no token": (dict(text="x", **sampling(logit_bias={-7: 1.0})), "INVALID_ARGUMENT", "-7"),
+    "n too large": (dict(text="x", **sampling(n=129)), "INVALID_ARGUMENT", "from 1 to 128"),
+    "n 0": (dict(text="x", **sampling(n=0)), "INVALID_ARGUMENT", "n is 0"),
+    "priority negative": (dict(text="x", priority=-1), "INVALID_ARGUMENT", "0 (goes first) to 9"),
+    "priority too large": (dict(text="x", priority=10), "INVALID_ARGUMENT", "priority is 10"),
+    "timeout 0": (dict(text="x", timeout_ms=0), "INVALID_ARGUMENT", "timeout_ms is 0"),
+    "timeout in the past": (dict(text="x", timeout_ms=-1), "INVALID_ARGUMENT", "milliseconds"),
+    "cache_salt of 300 bytes": (dict(text="x", cache_salt="x" * 300), "INVALID_ARGUMENT", "at most 256"),
     "17 stop strings": (dict(text="x", **sampling(stop=["x"] * 17)), "INVALID_ARGUMENT", "at most 16"),
 }
 
@@ -138,6 +145,20 @@ def test_bad_requests(stub, protos, cluster, request_, code, says):
     with pytest.raises(grpc.RpcError) as error:
         list(stub.Generate(protos.messages.GenerateRequest(**request_)))
     assert error.value.code().name == code and says in error.value.details()
+
+
+def test_long_tenant(stub, protos, cluster):
+    with pytest.raises(grpc.RpcError) as error:
+        list(stub.Generate(protos.messages.GenerateRequest(text="x"),
+                           metadata=[("x-gateway-inference-fairness-id", "x" * 257)]))
+    assert error.value.code() == grpc.StatusCode.INVALID_ARGUMENT and "257 bytes" in error.value.details()
+
+
+@pytest.mark.parametrize("timeout", [0, -1])
+def test_deadline_in_the_past(stub, protos, cluster, timeout):
+    with pytest.raises(grpc.RpcError) as error:
+        list(stub.Generate(protos.messages.GenerateRequest(text="x"), timeout=timeout))
+    assert error.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 def test_empty_messages(stub, protos, cluster):

@@ -174,12 +174,13 @@ def test_client_that_leaves_frees_its_pages(client, cluster):
     assert cluster.metric("penstock_router_open_streams") == 0
 
 
-@pytest.mark.parametrize("more", [dict(n=2), dict(tools=[{"type": "function", "function": {"name": "f"}}]),
+@pytest.mark.parametrize("more", [dict(n=0), dict(priority=-1),
+                                  dict(tools=[{"type": "function", "function": {"name": "f"}}]),
                                   dict(response_format={"type": "json_object"}), dict(top_logprobs=5),
                                   dict(temperature=-1), dict(max_tokens=0)], ids=lambda m: next(iter(m)))
 def test_errors_name_their_parameter(client, more):
     with pytest.raises(openai.BadRequestError) as error:
-        client.chat.completions.create(messages=MESSAGES, **dict(model=NAME) | more)
+        client.chat.completions.create(messages=MESSAGES, model=NAME, extra_body=more)
     assert error.value.param == next(iter(more)) and error.value.type == "invalid_request_error"
 
 

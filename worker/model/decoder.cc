@@ -120,6 +120,13 @@ absl::Status Decoder::PlanArena(const DecoderOptions& options) {
   return absl::OkStatus();
 }
 
+absl::Status Decoder::CopyPages(std::span<const kernels::PageCopy> copies) {
+  return backend_->CopyPages(
+      {.layers = kv_,
+       .page_elements = int64_t{num_kv_heads_} * kv_[0].page_size * spec_.head_size,
+       .copies = copies});
+}
+
 absl::Status Decoder::Step(const kernels::StepInputs& step, kernels::TokenTable tokens) {
   ASSIGN_OR_RETURN(const kernels::Backend::BegunStep begun, backend_->BeginStep(step));
   if (!begun.replayed) {

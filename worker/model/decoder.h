@@ -37,6 +37,9 @@ class Decoder {
                                                          kernels::Collective* group,
                                                          const DecoderOptions& options);
 
+  // Queues the copies, for the next step; see Backend::CopyPages.
+  absl::Status CopyPages(std::span<const kernels::PageCopy> copies);
+
   // Queues a step: the layers over its tokens, then its outputs. Returns before it has run, where
   // the backend does; the backend's WaitStep says when.
   absl::Status Step(const kernels::StepInputs& step, kernels::TokenTable tokens);

@@ -5,6 +5,9 @@
 
 #include <optional>
 
+#include "proto/status_details.pb.h"
+#include "router/engine/retry_after.h"
+
 namespace penstock::router {
 namespace {
 
@@ -21,6 +24,7 @@ void FillSampling(const v1::SamplingParams& from, RequestFields* to) {
   Set(from.has_repetition_penalty(), from.repetition_penalty(), &to->repetition_penalty);
   Set(from.has_presence_penalty(), from.presence_penalty(), &to->presence_penalty);
   Set(from.has_frequency_penalty(), from.frequency_penalty(), &to->frequency_penalty);
+  Set(from.has_n(), from.n(), &to->n);
   Set(from.has_seed(), from.seed(), &to->seed);
   Set(from.has_max_tokens(), from.max_tokens(), &to->max_tokens);
   Set(from.has_min_tokens(), from.min_tokens(), &to->min_tokens);
@@ -42,6 +46,10 @@ RequestFields CommonFields(const Request& request) {
   FillSampling(request.sampling(), &fields);
   fields.return_token_ids = request.return_token_ids();
   fields.return_text = request.return_text() || !request.return_token_ids();
+  fields.priority = request.priority();
+  Set(request.has_timeout_ms(), request.timeout_ms(), &fields.timeout_ms);
+  fields.cache_salt = request.cache_salt();
+  fields.skip_prefix_cache = request.skip_prefix_cache();
   return fields;
 }
 
@@ -85,6 +93,7 @@ RequestFields FieldsOf(const v1::ChatRequest& request) {
 
 void FillResponse(const Output& output, bool text, v1::GenerateResponse* response) {
   response->Clear();
+  response->set_choice(output.choice);
   if (text) response->set_text(output.text);
   response->mutable_token_ids()->Add(output.ids.begin(), output.ids.end());
   for (const TokenLogprob& from : output.logprobs) FillLogprob(from, response->add_logprobs());
@@ -99,13 +108,36 @@ void FillResponse(const Output& output, bool text, v1::GenerateResponse* respons
   } else {
     response->set_stop_reason(output.stop_string);
   }
-  response->mutable_usage()->set_completion_tokens(output.completion_tokens);
-  response->mutable_usage()->set_cached_tokens(output.cached_tokens);
+  if (!output.last) return;
+  response->mutable_usage()->set_completion_tokens(output.usage.completion_tokens);
+  response->mutable_usage()->set_cached_tokens(output.usage.cached_tokens);
+}
+
+std::string MetadataOf(const grpc::CallbackServerContext& context, const char* name) {
+  const auto it = context.client_metadata().find(name);
+  if (it == context.client_metadata().end()) return "";
+  return {it->second.data(), it->second.size()};
+}
+
+void AddRetryAfter(const absl::Status& status, grpc::CallbackServerContext* context) {
+  const uint32_t seconds = RetryAfter(status);
+  if (seconds != 0) context->AddTrailingMetadata("retry-after", std::to_string(seconds));
 }
 
 grpc::Status GrpcStatus(const absl::Status& status) {
   // absl's codes are gRPC's.
-  return grpc::Status(static_cast<grpc::StatusCode>(status.code()), std::string(status.message()));
+  const auto code = static_cast<grpc::StatusCode>(status.code());
+  const uint32_t seconds = RetryAfter(status);
+  if (seconds == 0) return grpc::Status(code, Message(status));
+  details::RetryInfo retry;
+  retry.mutable_retry_delay()->set_seconds(seconds);
+  details::Status details;
+  details.set_code(code);
+  details.set_message(Message(status));
+  google::protobuf::Any* any = details.add_details();
+  any->set_type_url("type.googleapis.com/google.rpc.RetryInfo");
+  retry.SerializeToString(any->mutable_value());
+  return grpc::Status(code, Message(status), details.SerializeAsString());
 }
 
 const char* CodeName(const absl::Status& status) {

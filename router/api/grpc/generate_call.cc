@@ -2,14 +2,35 @@
 
 #include <utility>
 
+#include "router/api/fairness_id.h"
 #include "router/api/grpc/convert.h"
 
 namespace penstock::router {
+namespace {
 
-grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerateCall::Start(RouterService& service,
-                                                                const std::string& method,
-                                                                Delivery delivery, Parser parse) {
-  std::shared_ptr<GenerateCall> call(new GenerateCall(service, method, delivery));
+// When the client gives the call up; nullopt: it said nothing of that.
+std::optional<RequestFields::Clock::time_point> DeadlineOf(
+    const grpc::CallbackServerContext& context) {
+  const auto left = context.deadline() - std::chrono::system_clock::now();
+  if (left > std::chrono::hours(24 * 365)) return std::nullopt;
+  return RequestFields::Clock::now() + left;
+}
+
+}  // namespace
+
+GenerateCall::GenerateCall(RouterService& service, grpc::CallbackServerContext* context,
+                           std::string method, Delivery delivery)
+    : service_(service),
+      context_(context),
+      method_(std::move(method)),
+      delivery_(delivery),
+      deadline_(DeadlineOf(*context)),
+      tenant_(MetadataOf(*context, kFairnessIdHeader)) {}
+
+grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerateCall::Start(
+    RouterService& service, grpc::CallbackServerContext* context, const std::string& method,
+    Delivery delivery, Parser parse) {
+  std::shared_ptr<GenerateCall> call(new GenerateCall(service, context, method, delivery));
   call->self_ = call;
   const bool posted =
       service.workers().Post([call, parse = std::move(parse)] { call->Begin(parse); });
@@ -17,10 +38,11 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerateCall::Start(RouterService& s
   return call.get();
 }
 
-grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerateCall::Refuse(RouterService& service,
-                                                                 const std::string& method,
-                                                                 const absl::Status& status) {
-  std::shared_ptr<GenerateCall> call(new GenerateCall(service, method, Delivery::kCoalesced));
+grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerateCall::Refuse(
+    RouterService& service, grpc::CallbackServerContext* context, const std::string& method,
+    const absl::Status& status) {
+  std::shared_ptr<GenerateCall> call(
+      new GenerateCall(service, context, method, Delivery::kCoalesced));
   call->self_ = call;
   call->End(status);
   return call.get();
@@ -29,6 +51,9 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerateCall::Refuse(RouterService& 
 void GenerateCall::Begin(const Parser& parse) {
   absl::StatusOr<RequestFields> fields = parse();
   if (!fields.ok()) return End(fields.status());
+  fields->arrival = arrival_;
+  fields->deadline = deadline_;
+  fields->tenant = tenant_;
   auto generation = service_.Prepare(*std::move(fields), weak_from_this(), delivery_);
   if (!generation.ok()) return End(generation.status());
   {
@@ -57,20 +82,15 @@ void GenerateCall::WriteNext(bool write_done) {
       output.failure = Cancelled("the client cancelled the call");
     } else {
       if (!generation_->Take(&output)) return;
-      finished_ = output.ended();
+      finished_ = output.last;
     }
     writing_ = true;
   }
   // This thread alone is here until the write is done. gRPC is called without the lock, since it
   // may run other calls' reactions on this thread.
-  if (!output.failure.ok()) {
-    service_.metrics().CountGrpc(method_, CodeName(output.failure));
-    if (output.text.empty() && output.ids.empty()) return Finish(GrpcStatus(output.failure));
-    FillBuffer(output);  // what came before it
-    return StartWriteAndFinish(&buffer_, grpc::WriteOptions(), GrpcStatus(output.failure));
-  }
+  if (!output.failure.ok()) return FinishWith(output.failure);
   FillBuffer(output);
-  if (output.ended()) {
+  if (output.last) {
     service_.metrics().CountGrpc(method_, "OK");
     StartWriteAndFinish(&buffer_, grpc::WriteOptions(), grpc::Status::OK);
   } else {
@@ -83,7 +103,7 @@ void GenerateCall::FillBuffer(const Output& output) {
   if (!std::exchange(wrote_first_, true)) {
     response_.set_request_id(generation_->request().request_id);
   }
-  if (output.ended()) response_.mutable_usage()->set_prompt_tokens(generation_->prompt_tokens());
+  if (output.last) response_.mutable_usage()->set_prompt_tokens(generation_->prompt_tokens());
   SerializeMessage(response_, &buffer_);
 }
 
@@ -92,7 +112,12 @@ void GenerateCall::End(const absl::Status& status) {
     std::lock_guard lock(mutex_);
     if (std::exchange(finished_, true)) return;
   }
+  FinishWith(status);
+}
+
+void GenerateCall::FinishWith(const absl::Status& status) {
   service_.metrics().CountGrpc(method_, CodeName(status));
+  AddRetryAfter(status, context_);
   Finish(GrpcStatus(status));
 }
 

@@ -11,6 +11,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 
 #include "proto/inference.pb.h"
@@ -25,12 +26,14 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   // Makes the request's fields of its message, on a worker thread.
   using Parser = std::function<absl::StatusOr<RequestFields>()>;
 
-  // `method` is for metrics. The reactor lives until gRPC is done with it.
+  // `method` is for metrics. The reactor lives until gRPC is done with it, and so does the context.
   static grpc::ServerWriteReactor<grpc::ByteBuffer>* Start(RouterService& service,
+                                                           grpc::CallbackServerContext* context,
                                                            const std::string& method,
                                                            Delivery delivery, Parser parse);
   // Ends the call at once.
   static grpc::ServerWriteReactor<grpc::ByteBuffer>* Refuse(RouterService& service,
+                                                            grpc::CallbackServerContext* context,
                                                             const std::string& method,
                                                             const absl::Status& status);
 
@@ -40,17 +43,23 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   void OnDone() override;
 
  private:
-  GenerateCall(RouterService& service, std::string method, Delivery delivery)
-      : service_(service), method_(std::move(method)), delivery_(delivery) {}
+  GenerateCall(RouterService& service, grpc::CallbackServerContext* context, std::string method,
+               Delivery delivery);
   void Begin(const Parser& parse);
   // Starts the next write, or the end, if none is in flight and there is something to say.
   void WriteNext(bool write_done);
   void FillBuffer(const Output& output);
   void End(const absl::Status& status);
+  // Ends the call; finished_ has been set.
+  void FinishWith(const absl::Status& status);
 
   RouterService& service_;
+  grpc::CallbackServerContext* const context_;  // until the call ends, which Begin may not see
   const std::string method_;
   const Delivery delivery_;
+  const RequestFields::Clock::time_point arrival_ = RequestFields::Clock::now();
+  const std::optional<RequestFields::Clock::time_point> deadline_;
+  const std::string tenant_;
   std::shared_ptr<GenerateCall> self_;  // until OnDone
 
   std::mutex mutex_;  // of what follows

@@ -21,32 +21,31 @@ GenerateCall::Parser ParserOf(const grpc::ByteBuffer& bytes) {
 }  // namespace
 
 absl::Status InferenceService::Authorize(const grpc::CallbackServerContext& context) const {
-  const auto& metadata = context.client_metadata();
-  const auto it = metadata.find("authorization");
-  if (it == metadata.end()) return CheckApiKey(api_key_, "");
-  return CheckApiKey(api_key_, {it->second.data(), it->second.size()});
+  return CheckApiKey(api_key_, MetadataOf(context, "authorization"));
 }
 
 grpc::ServerWriteReactor<grpc::ByteBuffer>* InferenceService::Generate(
     grpc::CallbackServerContext* context, const grpc::ByteBuffer* request) {
   const absl::Status allowed = Authorize(*context);
-  if (!allowed.ok()) return GenerateCall::Refuse(service_, "Generate", allowed);
-  return GenerateCall::Start(service_, "Generate", delivery_,
+  if (!allowed.ok()) return GenerateCall::Refuse(service_, context, "Generate", allowed);
+  return GenerateCall::Start(service_, context, "Generate", delivery_,
                              ParserOf<v1::GenerateRequest>(*request));
 }
 
 grpc::ServerWriteReactor<grpc::ByteBuffer>* InferenceService::Chat(
     grpc::CallbackServerContext* context, const grpc::ByteBuffer* request) {
   const absl::Status allowed = Authorize(*context);
-  if (!allowed.ok()) return GenerateCall::Refuse(service_, "Chat", allowed);
-  return GenerateCall::Start(service_, "Chat", delivery_, ParserOf<v1::ChatRequest>(*request));
+  if (!allowed.ok()) return GenerateCall::Refuse(service_, context, "Chat", allowed);
+  return GenerateCall::Start(service_, context, "Chat", delivery_,
+                             ParserOf<v1::ChatRequest>(*request));
 }
 
 grpc::ServerUnaryReactor* InferenceService::Unary(grpc::CallbackServerContext* context,
                                                   const char* method,
                                                   std::function<absl::Status()> work) {
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-  const auto finish = [this, reactor, method](const absl::Status& status) {
+  const auto finish = [this, context, reactor, method](const absl::Status& status) {
+    AddRetryAfter(status, context);
     service_.metrics().CountGrpc(method, CodeName(status));
     reactor->Finish(GrpcStatus(status));
   };

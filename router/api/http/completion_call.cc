@@ -2,8 +2,13 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <ctime>
 #include <utility>
+#include <vector>
+
+#include "router/api/fairness_id.h"
+#include "router/tokenizer/utf8.h"
 
 namespace penstock::router {
 namespace {
@@ -47,6 +52,8 @@ absl::Status CompletionCall::Begin() {
   openai_.fields.request_id = openai_.fields.request_id.empty()
                                   ? MakeRequestId(kind_ == ApiKind::kChat ? "chatcmpl" : "cmpl")
                                   : openai_.fields.request_id;
+  openai_.fields.arrival = arrival_;
+  RETURN_IF_ERROR(SetTenant());
   ASSIGN_OR_RETURN(std::shared_ptr<Generation> generation,
                    service_.Prepare(openai_.fields, weak_from_this(),
                                     openai_.stream ? Delivery::kCoalesced : Delivery::kWhole));
@@ -60,6 +67,15 @@ absl::Status CompletionCall::Begin() {
   return absl::OkStatus();
 }
 
+absl::Status CompletionCall::SetTenant() {
+  if (request_.fairness_id.empty()) return absl::OkStatus();
+  if (!IsValidUtf8(request_.fairness_id)) {
+    return FieldError(kFairnessIdHeader, fmt::format("{} is not valid UTF-8", kFairnessIdHeader));
+  }
+  openai_.fields.tenant = request_.fairness_id;
+  return absl::OkStatus();
+}
+
 OpenAiWriter CompletionCall::MakeWriter(const Generation& generation) const {
   const GenerationRequest& request = generation.request();
   ResponseFacts facts{.kind = kind_,
@@ -68,8 +84,9 @@ OpenAiWriter CompletionCall::MakeWriter(const Generation& generation) const {
                       .created = std::time(nullptr),
                       .prompt_tokens = generation.prompt_tokens(),
                       .continuous_usage = openai_.continuous_usage,
-                      .logprobs = request.sampling.num_top_logprobs() >= 0,
+                      .logprobs = request.return_logprobs,
                       .echo = request.echo,
+                      .n = request.n,
                       .prompt_text = {},
                       .prompt_ids = {}};
   if (request.echo) {
@@ -98,35 +115,42 @@ bool CompletionCall::Produce(std::string* out) {
 }
 
 bool CompletionCall::ProduceWhole(std::string* out) {
-  Output output;
-  if (!generation_->Take(&output)) return false;
-  if (!output.failure.ok()) return ProduceError(output.failure, out);
+  std::vector<Output> choices;
+  for (Output output; generation_->Take(&output);) {
+    if (!output.failure.ok()) return ProduceError(output.failure, out);
+    choices.push_back(std::move(output));
+  }
+  if (choices.empty()) return false;  // they come all at once
+  const Usage usage = choices.back().usage;
+  std::sort(choices.begin(), choices.end(),
+            [](const Output& a, const Output& b) { return a.choice < b.choice; });
+  const GenerationRequest& request = generation_->request();
+  if (request.num_choices > request.n) KeepBest(request.n, &choices);
   Count(200);
-  *out += BuildResponse(200, "application/json", writer_->Body(output), request_.keep_alive);
+  *out +=
+      BuildResponse(200, "application/json", writer_->Body(choices, usage), request_.keep_alive);
   return true;
 }
 
 bool CompletionCall::ProduceStream(std::string* out) {
   Output output;
-  if (!generation_->Take(&output)) return false;
-  if (!output.failure.ok()) {
-    if (stream_begun_ && !output.text.empty()) writer_->AppendChunk(output, &events_);
-    return ProduceError(output.failure, out);
+  while (!output.last && generation_->Take(&output)) {  // at most one of each choice waits
+    if (!output.failure.ok()) return ProduceError(output.failure, out);
+    if (!std::exchange(stream_begun_, true)) {
+      *out += kStreamHead;
+      if (!request_.keep_alive) *out += "Connection: close\r\n";
+      *out += request_.http10 ? "\r\n" : "Transfer-Encoding: chunked\r\n\r\n";
+    }
+    writer_->AppendChunk(output, &events_);
   }
-  if (!std::exchange(stream_begun_, true)) {
-    *out += kStreamHead;
-    if (!request_.keep_alive) *out += "Connection: close\r\n";
-    *out += request_.http10 ? "\r\n" : "Transfer-Encoding: chunked\r\n\r\n";
-  }
-  writer_->AppendChunk(output, &events_);
-  if (output.ended()) {
-    if (openai_.include_usage) writer_->AppendUsageChunk(output, &events_);
+  if (output.last) {
+    if (openai_.include_usage) writer_->AppendUsageChunk(output.usage, &events_);
     events_ += "data: [DONE]\n\n";
     Count(200);
   }
-  AppendEvents(out);
-  if (output.ended() && !request_.http10) *out += "0\r\n\r\n";
-  return output.ended();
+  if (!events_.empty()) AppendEvents(out);
+  if (output.last && !request_.http10) *out += "0\r\n\r\n";
+  return output.last;
 }
 
 bool CompletionCall::ProduceError(const absl::Status& error, std::string* out) {

@@ -4,6 +4,7 @@
 // output; the connection's I/O thread takes it and writes the JSON.
 #pragma once
 
+#include <chrono>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -31,6 +32,7 @@ class CompletionCall final : public HttpResponse,
   CompletionCall(RouterService& service, ApiKind kind, HttpRequest request,
                  std::weak_ptr<HttpNotifier> notifier);
   absl::Status Begin();  // worker
+  absl::Status SetTenant();
   OpenAiWriter MakeWriter(const Generation& generation) const;
   bool ProduceWhole(std::string* out);
   bool ProduceStream(std::string* out);
@@ -43,6 +45,7 @@ class CompletionCall final : public HttpResponse,
   RouterService& service_;
   const ApiKind kind_;
   const HttpRequest request_;
+  const std::chrono::steady_clock::time_point arrival_ = std::chrono::steady_clock::now();
   const std::weak_ptr<HttpNotifier> notifier_;
 
   std::mutex mutex_;  // of what follows

@@ -3,6 +3,7 @@
 #include <boost/asio/write.hpp>
 #include <utility>
 
+#include "router/api/fairness_id.h"
 #include "router/api/http/io_thread.h"
 
 namespace penstock::router {
@@ -94,6 +95,7 @@ void Connection::OnRequest() {
   request.method = std::string(message.method_string());
   request.path = std::string(message.target().substr(0, message.target().find('?')));
   request.authorization = std::string(message[http::field::authorization]);
+  request.fairness_id = std::string(message[kFairnessIdHeader]);
   request.body = std::move(message.body());
   request.http10 = message.version() < 11;
   request.keep_alive = message.keep_alive() && !request.http10;

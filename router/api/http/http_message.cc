@@ -5,6 +5,7 @@
 #include <boost/beast/http/status.hpp>
 
 #include "router/api/http/openai_response.h"
+#include "router/engine/retry_after.h"
 
 namespace penstock::router {
 
@@ -20,7 +21,9 @@ std::string BuildResponse(int status, std::string_view content_type, std::string
 std::string BuildError(int status, const absl::Status& error, bool keep_alive,
                        std::string_view headers) {
   std::string more(headers);
-  if (status == 429 || status == 503) more += "Retry-After: 1\r\n";
+  if (const uint32_t seconds = RetryAfter(error); seconds != 0) {
+    more += fmt::format("Retry-After: {}\r\n", seconds);
+  }
   if (status == 401) more += "WWW-Authenticate: Bearer\r\n";
   return BuildResponse(status, "application/json", ErrorBody(error), keep_alive, more);
 }

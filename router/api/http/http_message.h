@@ -13,6 +13,7 @@ struct HttpRequest {
   std::string method;
   std::string path;  // without the query
   std::string authorization;
+  std::string fairness_id;  // header x-gateway-inference-fairness-id: the tenant
   std::string body;
   bool keep_alive = true;
   bool http10 = false;  // knows no chunks

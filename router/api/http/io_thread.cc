@@ -7,7 +7,6 @@
 namespace penstock::router {
 
 IoThread::IoThread() {
-  StartTimer();
   thread_ = std::thread([this] { context_.run(); });
 }
 
@@ -34,6 +33,7 @@ void IoThread::Drain() {
 void IoThread::Add(std::shared_ptr<Connection> connection) {
   Connection* key = connection.get();
   connections_[key] = std::move(connection);
+  if (connections_.size() == 1) StartTimer();
   key->Start();
 }
 
@@ -44,7 +44,7 @@ void IoThread::StartTimer() {
   timer_.async_wait([this](const boost::system::error_code& error) {
     if (error) return;
     CheckConnections();
-    StartTimer();
+    if (!connections_.empty()) StartTimer();
   });
 }
 

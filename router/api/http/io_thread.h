@@ -44,7 +44,7 @@ class IoThread {
 
  private:
   void Drain();
-  void StartTimer();
+  void StartTimer();  // it runs as long as there are connections
   void CheckConnections();
 
   boost::asio::io_context context_{1};

@@ -72,14 +72,18 @@ void ParseSampling(JsonFields& json, RequestFields* fields) {
   fields->return_text = true;
   fields->add_special_tokens = json.Bool("add_special_tokens");
   fields->priority = json.Integer("priority").value_or(0);
+  fields->timeout = json.Number("timeout");
   fields->cache_salt = json.String("cache_salt").value_or("");
+  fields->skip_prefix_cache = json.Bool("skip_prefix_cache").value_or(false);
+  fields->tenant = json.String("user").value_or("");
+  const std::optional<std::string> identifier = json.String("safety_identifier");
+  if (fields->tenant.empty()) fields->tenant = identifier.value_or("");
   ParseSeed(json, fields);
   ParseStop(json, fields);
   ParseLogitBias(json, fields);
 }
 
 void RefuseUnsupported(ApiKind kind, JsonFields& json) {
-  json.Refuse("best_of", {"1"});
   json.Refuse("use_beam_search", {"false"});
   json.Refuse("response_format", {R"({"type":"text"})"});
   json.Refuse("structured_outputs", {"{}"});
@@ -91,6 +95,7 @@ void RefuseUnsupported(ApiKind kind, JsonFields& json) {
     json.Refuse("suffix", {"\"\""});
     return;
   }
+  json.Refuse("best_of", {"1"});
   json.Refuse("tools", {"[]"});
   json.Refuse("tool_choice", {"\"none\"", "\"auto\""});
   json.Refuse("functions", {"[]"});
@@ -204,6 +209,10 @@ absl::StatusOr<OpenAiRequest> ParseOpenAi(ApiKind kind, const Json& body) {
     fields.logprobs = json.Integer("logprobs");
     fields.echo = json.Bool("echo").value_or(false);
     if (fields.echo && fields.logprobs) fields.prompt_logprobs = fields.logprobs;
+    fields.best_of = json.Integer("best_of");
+    if (request.stream && fields.best_of.value_or(1) > fields.n.value_or(1)) {
+      json.Fail("best_of", "best_of above n is not for streams: which are best shows at the end");
+    }
     RETURN_IF_ERROR(json.status());
     return request;
   }

@@ -30,7 +30,7 @@ size_t CountCharacters(std::string_view text) {
 }  // namespace
 
 OpenAiWriter::OpenAiWriter(const Tokenizer& tokenizer, ResponseFacts facts)
-    : tokenizer_(tokenizer), facts_(std::move(facts)) {
+    : tokenizer_(tokenizer), facts_(std::move(facts)), choices_(facts_.n) {
   chunk_head_ =
       fmt::format("data: {{\"id\":{},\"object\":\"{}\",\"created\":{},\"model\":{},\"choices\":[",
                   JsonString(facts_.id), Object(facts_.kind, /*chunk=*/true), facts_.created,
@@ -43,46 +43,51 @@ void OpenAiWriter::AppendChunk(const Output& output, std::string* out) {
   out->push_back(']');
   if (facts_.continuous_usage) {
     out->append(",\"usage\":");
-    AppendUsage(output, out);
+    AppendUsage(output.usage, out);
   }
   out->append("}\n\n");
-  first_ = false;
+  choices_[output.choice].first = false;
 }
 
-void OpenAiWriter::AppendUsageChunk(const Output& last, std::string* out) const {
+void OpenAiWriter::AppendUsageChunk(const Usage& usage, std::string* out) const {
   out->append(chunk_head_);
   out->append("],\"usage\":");
-  AppendUsage(last, out);
+  AppendUsage(usage, out);
   out->append("}\n\n");
 }
 
-std::string OpenAiWriter::Body(const Output& output) {
+std::string OpenAiWriter::Body(const std::vector<Output>& outputs, const Usage& usage) {
   std::string body =
       fmt::format("{{\"id\":{},\"object\":\"{}\",\"created\":{},\"model\":{},\"choices\":[",
                   JsonString(facts_.id), Object(facts_.kind, /*chunk=*/false), facts_.created,
                   JsonString(facts_.model));
-  AppendChoice(output, /*chunk=*/false, &body);
+  const char* comma = "";
+  for (const Output& output : outputs) {
+    body += std::exchange(comma, ",");
+    AppendChoice(output, /*chunk=*/false, &body);
+  }
   body += "],\"usage\":";
-  AppendUsage(output, &body);
+  AppendUsage(usage, &body);
   body += '}';
   return body;
 }
 
 void OpenAiWriter::AppendChoice(const Output& output, bool chunk, std::string* out) {
   const bool chat = facts_.kind == ApiKind::kChat;
-  out->append("{\"index\":0,");
+  const bool first = choices_[output.choice].first;
+  Print(out, "{{\"index\":{},", output.choice);
   if (chat) {
     out->append(chunk ? "\"delta\":{" : "\"message\":{");
-    if (first_) out->append("\"role\":\"assistant\",");
+    if (first) out->append("\"role\":\"assistant\",");
     out->append("\"content\":");
     AppendJsonString(output.text, out);
     out->push_back('}');
   } else {
     out->append("\"text\":");
-    AppendJsonString(facts_.echo && first_ ? facts_.prompt_text + output.text : output.text, out);
+    AppendJsonString(facts_.echo && first ? facts_.prompt_text + output.text : output.text, out);
   }
   out->append(",\"logprobs\":");
-  if (!facts_.logprobs || (output.logprobs.empty() && !first_)) {
+  if (!facts_.logprobs || (output.logprobs.empty() && !first)) {
     out->append("null");
   } else if (chat) {
     AppendChatLogprobs(output, out);
@@ -145,7 +150,8 @@ void OpenAiWriter::AppendChatLogprobs(const Output& output, std::string* out) co
 void OpenAiWriter::AppendCompletionLogprobs(const Output& output, std::string* out) {
   std::vector<const TokenLogprob*> rows;
   std::vector<int32_t> ids;
-  if (facts_.echo && first_) {
+  Choice& choice = choices_[output.choice];
+  if (facts_.echo && choice.first) {
     for (const int32_t id : facts_.prompt_ids) ids.push_back(id);
     rows.push_back(nullptr);  // nothing predicts the first
     for (const TokenLogprob& row : output.prompt_logprobs) rows.push_back(&row);
@@ -160,9 +166,9 @@ void OpenAiWriter::AppendCompletionLogprobs(const Output& output, std::string* o
   for (size_t i = 0; i < ids.size(); ++i, comma = ",") {
     for (std::string* list : {&tokens, &logprobs, &tops, &offsets}) list->append(comma);
     AppendToken(ids[i], &tokens);
-    Print(&offsets, "{}", text_offset_);
+    Print(&offsets, "{}", choice.text_offset);
     if (!tokenizer_.IsSpecial(ids[i])) {
-      text_offset_ += CountCharacters(tokenizer_.TokenBytes(ids[i]));
+      choice.text_offset += CountCharacters(tokenizer_.TokenBytes(ids[i]));
     }
     if (rows[i] == nullptr) {
       logprobs += "null";
@@ -208,12 +214,12 @@ void OpenAiWriter::AppendPromptLogprobs(const Output& output, std::string* out) 
   out->push_back(']');
 }
 
-void OpenAiWriter::AppendUsage(const Output& output, std::string* out) const {
+void OpenAiWriter::AppendUsage(const Usage& usage, std::string* out) const {
   Print(out,
         "{{\"prompt_tokens\":{},\"completion_tokens\":{},\"total_tokens\":{},"
         "\"prompt_tokens_details\":{{\"cached_tokens\":{}}}}}",
-        facts_.prompt_tokens, output.completion_tokens,
-        facts_.prompt_tokens + output.completion_tokens, output.cached_tokens);
+        facts_.prompt_tokens, usage.completion_tokens,
+        facts_.prompt_tokens + usage.completion_tokens, usage.cached_tokens);
 }
 
 int HttpStatusOf(const absl::Status& status) {
@@ -268,6 +274,10 @@ std::string ErrorBody(const absl::Status& status) {
       break;
     case absl::StatusCode::kUnavailable:
       type = "service_unavailable_error";
+      break;
+    case absl::StatusCode::kDeadlineExceeded:
+      type = "timeout_error";
+      code = "\"deadline_exceeded\"";
       break;
     default:
       break;

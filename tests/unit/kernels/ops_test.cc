@@ -206,6 +206,41 @@ TEST_P(OpsTest, LinearAndLogitsMatchReference) {
   }
 }
 
+TEST_P(OpsTest, CopyPagesCopiesThemInAllLayers) {
+  const auto backend = GetParam().Make();
+  constexpr int kPages = 20, kLayers = 3;
+  for (const int elements : {1, 35, 4096}) {
+    const size_t size = static_cast<size_t>(kPages) * elements;
+    std::vector<std::vector<float>> buffers, expected;
+    for (int i = 0; i < 2 * kLayers; ++i) buffers.push_back(RandomFloats(size, &random_));
+    expected = buffers;
+    std::vector<KvLayer> layers;
+    for (int i = 0; i < kLayers; ++i) {
+      layers.push_back({buffers[2 * i].data(), buffers[2 * i + 1].data(), DType::kF32, 16});
+    }
+    const std::vector<PageCopy> copies = {{7, 0}, {7, 19}, {3, 4}};
+    for (auto& pages : expected) {
+      for (const PageCopy& copy : copies) {
+        std::copy_n(pages.begin() + copy.from * elements, elements,
+                    pages.begin() + copy.to * elements);
+      }
+    }
+    ASSERT_TRUE(backend->CopyPages({layers, elements, copies}).ok());
+    EXPECT_EQ(buffers, expected);
+    // Pages of half the size: their dtype says how many bytes they are.
+    for (KvLayer& layer : layers) layer.dtype = DType::kF16;
+    const PageCopy half = {1, 2};
+    for (auto& pages : expected) {
+      auto* bytes = reinterpret_cast<std::byte*>(pages.data());
+      std::copy_n(bytes + 2 * elements, 2 * elements, bytes + 4 * elements);
+    }
+    ASSERT_TRUE(backend->CopyPages({layers, elements, {&half, 1}}).ok());
+    for (size_t i = 0; i < buffers.size(); ++i) {  // as bytes: some are no numbers any more
+      EXPECT_EQ(std::memcmp(buffers[i].data(), expected[i].data(), size * sizeof(float)), 0);
+    }
+  }
+}
+
 TEST_P(OpsTest, AllocateGivesZeroes) {
   const auto backend = GetParam().Make();
   const auto buffer = backend->Allocate(1000).value();

@@ -124,6 +124,26 @@ void BM_NextKey(benchmark::State& state) {
 }
 BENCHMARK(BM_NextKey);
 
+// What those cost in each step who wait for a prompt that is just being computed: 64 of them, of
+// 1,000 ids.
+void BM_HeldBack(benchmark::State& state) {
+  KvPages pages(KeySecret{1, 2});
+  pages.Reset(kNumPages, kPageSize);
+  std::vector<Request> requests(65);
+  for (Request& request : requests) {
+    request.ids.assign(1000, 7);
+    request.prompt_len = 1000;
+  }
+  pages.BeginPlan();
+  pages.TakePrefix(&requests[0], pages.FindPrefix(&requests[0]));
+  while (state.KeepRunning()) {
+    pages.BeginPlan();
+    for (size_t i = 1; i < requests.size(); ++i)
+      CHECK(pages.FindPrefix(&requests[i]).being_computed);
+  }
+}
+BENCHMARK(BM_HeldBack)->Unit(benchmark::kMicrosecond);
+
 // Of a full tree: as a request of 64 pages comes, finds the first 32 of them, has 32 evicted, and
 // leaves. A time a request, that is 128 pages matched, taken, evicted or put in.
 void BM_TreeChurn(benchmark::State& state) {

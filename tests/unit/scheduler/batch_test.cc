@@ -1,6 +1,7 @@
 // Batch and policy against a simulated device that checks every plan as a rank would, over random
-// traces: arrivals (of prompts of which many begin alike, in three classes, of four tenants),
-// stops, cancels, preemptions, deaths. Accounts are checked after every step.
+// traces: arrivals (of prompts of which many begin alike, and forks of one prompt, in three
+// classes, of four tenants), stops, cancels, preemptions, deaths. Accounts are checked after every
+// step.
 #include "scheduler/batch.h"
 
 #include <gtest/gtest.h>
@@ -66,6 +67,7 @@ class Simulation {
   uint64_t longest_stay = 0;  // steps, from arrival to the end
   uint64_t num_finished = 0, num_cancelled = 0, num_deaths = 0, num_failed = 0, num_steps = 0;
   const Batch& batch() const { return batch_; }
+  const ShadowRank& rank() const { return rank_; }
 
  private:
   struct InFlight {
@@ -80,19 +82,27 @@ class Simulation {
   }
 
   void Arrive() {
+    std::vector<int32_t> ids;
+    const uint32_t prompt_len = 1 + random_() % (model_.max_model_len / 2);
+    // Mostly it begins as others do; some of these are whole conversations that ended.
+    if (random_() % 4 > 0) ids = beginnings_[random_() % beginnings_.size()];
+    ids.resize(std::min<size_t>(random_() % (2 * prompt_len), ids.size()));
+    while (ids.size() < prompt_len) ids.push_back(RandomId());
+    ids.resize(prompt_len);
+    const int num_forks = random_() % 8 == 0 ? 2 + static_cast<int>(random_() % 5) : 1;
+    for (int i = 0; i < num_forks; ++i) Submit(ids);
+  }
+
+  void Submit(const std::vector<int32_t>& ids) {
     auto request = std::make_unique<Request>();
     request->id = ++next_id_;
-    request->prompt_len = 1 + random_() % (model_.max_model_len / 2);
-    // Mostly it begins as others do; some of these are whole conversations that ended.
-    if (random_() % 4 > 0) request->ids = beginnings_[random_() % beginnings_.size()];
-    request->ids.resize(
-        std::min<size_t>(random_() % (2 * request->prompt_len), request->ids.size()));
-    while (request->ids.size() < request->prompt_len) request->ids.push_back(RandomId());
-    request->ids.resize(request->prompt_len);
+    request->ids = ids;
+    request->prompt_len = static_cast<uint32_t>(ids.size());
     request->cache_salt = SaltOf(request->id);
     request->priority = static_cast<uint8_t>(random_() % 8 == 0 ? 1 + random_() % 2 : 0);
     request->tenant = std::string(random_() % 4, 't');
     request->wants_prompt_logprobs = random_() % 16 == 0;
+    request->skip_prefix_cache = random_() % 16 == 0;
     wire::Sampling& sampling = request->sampling;
     sampling.set_seed(request->id);
     sampling.set_max_tokens(static_cast<int32_t>(1 + random_() % model_.max_model_len));
@@ -148,6 +158,8 @@ class Simulation {
       request->ids.push_back(result.id);
       if (EndAfterLastId(*request, model_) == wire::END_NONE) continue;
       CHECK(request->ids.size() <= LengthLimit(*request, model_));
+      CHECK(request->cached_tokens < request->prompt_len);
+      CHECK(request->cached_tokens == 0 || !request->skip_prefix_cache);
       batch_.LearnLength(*request);
       beginnings_[random_() % beginnings_.size()] = request->ids;
       batch_.Remove(request);
@@ -197,16 +209,19 @@ TEST_P(BatchTraceTest, KeepsItsAccounts) {
   const PrefixStats& prefixes = simulation.batch().prefix_stats();
   std::printf(
       "steps %lu finished %lu cancelled %lu preempted %lu deaths %lu failed %lu prefix hits %lu of "
-      "%lu longest stay %lu\n",
+      "%lu copies %lu longest stay %lu\n",
       simulation.num_steps, simulation.num_finished, simulation.num_cancelled,
       simulation.batch().num_preemptions(), simulation.num_deaths, simulation.num_failed,
-      prefixes.hits, prefixes.queries, simulation.longest_stay);
+      prefixes.hits, prefixes.queries, simulation.rank().num_copies, simulation.longest_stay);
   EXPECT_GT(simulation.num_finished, 500u);
   EXPECT_GT(simulation.num_deaths, 0u);
   // Nobody starves, though new requests never cease. (60 at once, of at most 128 steps each, one
   // after another, would take 7,680.)
   EXPECT_LT(simulation.longest_stay, 10'000u);
   EXPECT_EQ(prefixes.hits > 100, param.sharing);
+  // With one slot nobody runs of whom another could copy; a page of one id has nothing to copy.
+  EXPECT_EQ(simulation.rank().num_copies > 10,
+            param.sharing && param.num_slots > 1 && param.model.page_size > 1);
   EXPECT_LT(prefixes.hits, prefixes.queries + !param.sharing);
 }
 

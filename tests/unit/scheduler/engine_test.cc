@@ -3,9 +3,7 @@
 // in engine_death_test.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <netinet/in.h>
 #include <signal.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -22,29 +20,6 @@ namespace penstock::scheduler {
 namespace {
 
 using ::testing::HasSubstr;
-
-std::string HttpGet(int port, const std::string& path) {
-  const int fd = socket(AF_INET, SOCK_STREAM, 0);
-  sockaddr_in address = {};
-  address.sin_family = AF_INET;
-  address.sin_port = htons(static_cast<uint16_t>(port));
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  CHECK(connect(fd, reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0);
-  const std::string request = fmt::format("GET {} HTTP/1.0\r\n\r\n", path);
-  CHECK(write(fd, request.data(), request.size()) == static_cast<ssize_t>(request.size()));
-  std::string reply;
-  char buffer[4096];
-  for (ssize_t bytes; (bytes = read(fd, buffer, sizeof(buffer))) > 0;) reply.append(buffer, bytes);
-  close(fd);
-  return reply;
-}
-
-std::string FreePort(zmq::context_t& context) {
-  zmq::socket_t probe(context, zmq::socket_type::pull);
-  probe.bind("tcp://127.0.0.1:*");
-  const std::string endpoint = probe.get(zmq::sockopt::last_endpoint);
-  return endpoint.substr(endpoint.rfind(':') + 1);
-}
 
 TEST_F(EngineTest, StreamsOf256RequestsComeWholeAndInOrder) {
   Start();
@@ -401,29 +376,8 @@ TEST_F(EngineTest, AnIdleEngineTakesNoCpu) {
   EXPECT_LE(switches() - before, 20);  // four leases, each an awakening; no ticks
 }
 
-// Half of what a step takes: prompts get the least there is, so that the running stream has its
-// token between any two chunks.
-TEST_F(EngineTest, ATargetBetweenTokensCutsPromptsSmall) {
-  constexpr int kPromptLen = 1280, kNumChunks = kPromptLen / 64;
-  const std::string port = FreePort(context_);
-  Start({"--target-itl-ms=1", "--metrics-port=" + port},
-        {"--num-kv-pages=4096", "--max-model-len=8192", "--null-step-us=2000"});
-  client_->Submit(RouterClient::MakeSubmit(1, 10, 8000));
-  const ClientStream& first = client_->streams[1];
-  ASSERT_TRUE(client_->PumpUntil([&] { return first.outputs.size() > 5; }));
-  const size_t before = first.outputs.size();
-  client_->Submit(RouterClient::MakeSubmit(2, kPromptLen, 8000 - kPromptLen));
-  ASSERT_TRUE(client_->PumpUntil([this] { return !client_->streams[2].outputs.empty(); }));
-  EXPECT_GE(first.outputs.size(), before + kNumChunks);
-  EXPECT_THAT(
-      HttpGet(std::stoi(port), "/metrics"),
-      HasSubstr("penstock_step_token_budget{engine=\"" + engine_id_ + "\",model_name=\"\"} 66\n"));
-  client_->Cancel({1, 2});
-  ExpectAllFree();
-}
-
 TEST_F(EngineTest, MetricsAreServed) {
-  const std::string port = FreePort(context_);
+  const std::string port = std::to_string(FreePort());
   Start({"--metrics-port=" + port, "--model-name=tiny"});
   client_->Submit(RouterClient::MakeSubmit(1, 10, 50));
   ASSERT_TRUE(client_->PumpUntil([this] { return client_->AllEnded(); }));

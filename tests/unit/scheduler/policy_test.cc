@@ -222,6 +222,24 @@ TEST_F(PolicyTest, AnAdmittedRequestComputesWhatItCannotShare) {
                                        PlannedRow{2, 4, 16, false}));
 }
 
+TEST_F(PolicyTest, ACopiedPageIsItsOwn) {
+  running = {{20, 21, 60, 6, 1, 20, 30}};
+  waiting = {{.length = 12, .limit = 40, .prompt_len = 12, .rank = 20, .cached = 8}};
+  uint32_t num_admitted = 0;
+  for (state.free_pages = 0; state.free_pages < 40; ++state.free_pages) {
+    waiting[0].cached = 8;
+    const uint32_t without = Make().num_admitted;
+    num_admitted += without;
+    waiting[0].cached = 11;
+    EXPECT_EQ(Make().num_admitted, without) << state.free_pages;
+    if (without > 0) {
+      EXPECT_EQ(plan.rows.back(), (PlannedRow{1, 11, 1, true}));
+    }
+  }
+  EXPECT_GT(num_admitted, 10u);
+  EXPECT_LT(num_admitted, 35u);
+}
+
 TEST_F(PolicyTest, SharedPagesAreTakenOnlyFromThoseThatCountAsFree) {
   budget.admission = Admission::kWatermark;
   running = {Decode(1)};

@@ -1,7 +1,9 @@
 #include "tests/unit/scheduler/processes.h"
 
+#include <netinet/in.h>
 #include <signal.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -54,6 +56,34 @@ ChildProcess StartNullWorker(const std::string& engine_id, int rank,
                                         fmt::format("--rank={}", rank), "--device=null"};
   arguments.insert(arguments.end(), flags.begin(), flags.end());
   return ChildProcess(arguments);
+}
+
+std::string HttpGet(int port, const std::string& path) {
+  const int fd = socket(AF_INET, SOCK_STREAM, 0);
+  sockaddr_in address = {};
+  address.sin_family = AF_INET;
+  address.sin_port = htons(static_cast<uint16_t>(port));
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  CHECK(connect(fd, reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0);
+  const std::string request = fmt::format("GET {} HTTP/1.0\r\n\r\n", path);
+  CHECK(write(fd, request.data(), request.size()) == static_cast<ssize_t>(request.size()));
+  std::string reply;
+  char buffer[4096];
+  for (ssize_t bytes; (bytes = read(fd, buffer, sizeof(buffer))) > 0;) reply.append(buffer, bytes);
+  close(fd);
+  return reply;
+}
+
+int FreePort() {
+  const int fd = socket(AF_INET, SOCK_STREAM, 0);
+  sockaddr_in address = {};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t size = sizeof(address);
+  CHECK(bind(fd, reinterpret_cast<sockaddr*>(&address), size) == 0);
+  CHECK(getsockname(fd, reinterpret_cast<sockaddr*>(&address), &size) == 0);
+  close(fd);
+  return ntohs(address.sin_port);
 }
 
 }  // namespace penstock::scheduler

@@ -36,4 +36,9 @@ ChildProcess StartScheduler(const std::string& engine_id, const std::string& add
 ChildProcess StartNullWorker(const std::string& engine_id, int rank,
                              const std::vector<std::string>& flags = {});
 
+// The whole answer to a GET from this machine, its head included.
+std::string HttpGet(int port, const std::string& path);
+// A TCP port that was free just now.
+int FreePort();
+
 }  // namespace penstock::scheduler

@@ -143,6 +143,7 @@ TEST_F(RecordingTest, OneWordOfAPlanThatIsAnotherIsFoundAndNamed) {
   for (const Case& c : {Case{"release 1 differs", &record::Compose::mutable_releases},
                         Case{"bind 1 differs", &record::Compose::mutable_binds},
                         Case{"page 1 differs", &record::Compose::mutable_appends},
+                        Case{"copy 1 differs", &record::Compose::mutable_copies},
                         Case{"row 1 differs", &record::Compose::mutable_rows}}) {
     uint64_t step = 0, skip = random() % 100;
     const std::string changed = Changed([&](record::Event* event) {

@@ -84,6 +84,7 @@ void SegmentRank::RunStep(const shm::PlanHeader& header, const std::byte* items)
     slots_[bind.slot] = {bind.generation, {ids, ids + request.known_len}};
   }
   Take<shm::PlanAppend>(&items, header.num_appends);
+  Take<shm::PlanCopy>(&items, header.num_copies);
   std::vector<shm::ResultRow> rows;
   uint64_t hash = hash_noise;
   for (const auto& row : Take<shm::PlanRow>(&items, header.num_rows)) {

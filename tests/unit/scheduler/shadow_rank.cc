@@ -8,7 +8,7 @@ int32_t IdAt(uint64_t seed, uint32_t position) {
   return static_cast<int32_t>((seed * 7919 + position * 104729) % 1000);
 }
 
-std::string SaltOf(uint64_t seed) { return seed % 3 == 0 ? "other" : ""; }
+std::string SaltOf(uint64_t seed) { return seed / 8 % 3 == 2 ? "other" : ""; }
 
 ShadowRank::ShadowRank(std::span<shm::RequestSlot> slots, std::span<std::byte> arena,
                        const ModelFacts& model)
@@ -16,7 +16,8 @@ ShadowRank::ShadowRank(std::span<shm::RequestSlot> slots, std::span<std::byte> a
 
 void ShadowRank::Reset() {
   bound_.assign(slots_.size(), Bound{});
-  pages_.assign(model_.num_pages, Page{.contents = std::vector<uint64_t>(model_.page_size)});
+  pages_.assign(model_.num_pages, Page{.contents = std::vector<uint64_t>(model_.page_size),
+                                       .filled_step = std::vector<uint64_t>(model_.page_size)});
   completed_step_ = 0;
 }
 
@@ -31,6 +32,7 @@ std::vector<Result> ShadowRank::Run(uint64_t step, const PlanRecord& record, uin
     bound_[append.slot].pages.push_back(append.page);
     ++pages_[append.page].num_users;
   }
+  for (const auto& copy : record.copies) Copy(step, copy);
   std::vector<Result> results;
   uint32_t num_tokens = 0;
   for (const auto& row : record.rows) {
@@ -39,8 +41,9 @@ std::vector<Result> ShadowRank::Run(uint64_t step, const PlanRecord& record, uin
     const uint32_t end = row.start + row.num_tokens;
     CHECK(bound.generation != 0 && row.num_tokens > 0 && end <= bound.ids.size());
     CHECK(end <= bound.pages.size() * model_.page_size);
-    if (bound.computed == 0) CheckPrefix(bound, row);
+    if (bound.computed == 0) CheckPrefix(step, bound, row);
     CHECK(row.start == bound.computed || bound.computed == 0);
+    Name(step, row, &bound);
     Compute(step, seed, bound, row);
     bound.computed = end;
     num_tokens += row.num_tokens;
@@ -50,6 +53,7 @@ std::vector<Result> ShadowRank::Run(uint64_t step, const PlanRecord& record, uin
     results.push_back({row.slot, bound.generation, end, bound.ids.back()});
   }
   CHECK(num_tokens <= max_tokens);
+  num_computed += num_tokens;
   return results;
 }
 
@@ -58,7 +62,7 @@ void ShadowRank::Bind(const shm::PlanSlot& bind) {
   Bound& bound = bound_[bind.slot];
   CHECK(bound.generation == 0 && slot.generation == bind.generation);
   const auto* ids = reinterpret_cast<const int32_t*>(arena_.data() + slot.ids_offset);
-  bound = {bind.generation, 0, {ids, ids + slot.known_len}, {}};
+  bound = {.generation = bind.generation, .ids = {ids, ids + slot.known_len}};
   for (uint32_t i = slot.prompt_len; i < slot.known_len; ++i) {
     CHECK(ids[i] == IdAt(slot.sampling.seed, i));
   }
@@ -68,13 +72,38 @@ void ShadowRank::Bind(const shm::PlanSlot& bind) {
   CHECK(slot.sampling.num_stop_ids == 2 && stops[0] == 7 && stops[1] == 8);
 }
 
-// What it takes from others is whole pages, filled in a step whose end was known.
-void ShadowRank::CheckPrefix(const Bound& bound, const shm::PlanRow& row) const {
-  CHECK(row.start % model_.page_size == 0 && row.start < bound.ids.size());
+void ShadowRank::Copy(uint64_t step, const shm::PlanCopy& copy) {
+  Page& to = pages_[copy.to];
+  Page& from = pages_[copy.from];
+  CHECK(to.num_users == 1 && to.named_step <= completed_step_ && to.copied_step != step);
+  CHECK(from.num_users >= 1 && from.copied_step != step);
+  to.contents = from.contents;
+  to.filled_step = from.filled_step;
+  to.copied_step = from.named_step = step;
+  ++num_copies;
+}
+
+// What it takes from others was filled in a step whose end was known: whole pages, and of the one
+// that it writes to first a copy.
+void ShadowRank::CheckPrefix(uint64_t step, const Bound& bound, const shm::PlanRow& row) const {
+  CHECK(row.start < bound.ids.size());
   CHECK(row.start == 0 || (row.flags & shm::kRowPromptLogprobs) == 0);
-  for (uint32_t i = 0; i < row.start / model_.page_size; ++i) {
-    CHECK(pages_[bound.pages[i]].filled_step <= completed_step_);
+  for (uint32_t i = 0; i < row.start; ++i) {
+    const Page& page = pages_[bound.pages[i / model_.page_size]];
+    CHECK(page.filled_step[i % model_.page_size] <= completed_step_);
   }
+  CHECK((row.start % model_.page_size != 0) ==
+        (pages_[bound.pages[row.start / model_.page_size]].copied_step == step));
+}
+
+// Pages that a request has of its own are no longer named by any step that may still run.
+void ShadowRank::Name(uint64_t step, const shm::PlanRow& row, Bound* bound) {
+  if (bound->num_named == 0) bound->num_named = row.start / model_.page_size;
+  for (size_t i = bound->num_named; i < bound->pages.size(); ++i) {
+    CHECK(pages_[bound->pages[i]].named_step <= completed_step_);
+  }
+  bound->num_named = bound->pages.size();
+  for (uint32_t page : bound->pages) pages_[page].named_step = step;
 }
 
 void ShadowRank::Compute(uint64_t step, uint64_t seed, const Bound& bound,
@@ -90,7 +119,7 @@ void ShadowRank::Compute(uint64_t step, uint64_t seed, const Bound& bound,
     }
     CHECK(page.num_users == 1);  // nobody writes to what others read
     page.contents[i % model_.page_size] = content;
-    page.filled_step = step;
+    page.filled_step[i % model_.page_size] = step;
   }
 }
 

@@ -31,8 +31,12 @@ class ShadowRank {
 
   void Reset();
   std::vector<Result> Run(uint64_t step, const PlanRecord& record, uint32_t max_tokens);
-  // The scheduler has been told so: pages filled up to it may be shared.
+  // The scheduler has been told so: what was filled up to it may be shared, pages that were named
+  // up to it may be others' own.
   void CompleteStep(uint64_t step) { completed_step_ = step; }
+
+  uint64_t num_computed = 0;  // ids
+  uint64_t num_copies = 0;    // pages
 
  private:
   struct Bound {
@@ -40,15 +44,20 @@ class ShadowRank {
     uint32_t computed = 0;
     std::vector<int32_t> ids;
     std::vector<uint32_t> pages;
+    size_t num_named = 0;  // of the pages, by its rows so far
   };
   struct Page {
-    uint64_t filled_step = 0;
-    uint32_t num_users = 0;  // bound slots
+    uint32_t num_users = 0;    // bound slots
+    uint64_t named_step = 0;   // last step whose rows or copies named it
+    uint64_t copied_step = 0;  // in which it was made a copy
     std::vector<uint64_t> contents;
+    std::vector<uint64_t> filled_step;  // of each position
   };
 
   void Bind(const shm::PlanSlot& bind);
-  void CheckPrefix(const Bound& bound, const shm::PlanRow& row) const;
+  void Copy(uint64_t step, const shm::PlanCopy& copy);
+  void CheckPrefix(uint64_t step, const Bound& bound, const shm::PlanRow& row) const;
+  void Name(uint64_t step, const shm::PlanRow& row, Bound* bound);
   void Compute(uint64_t step, uint64_t seed, const Bound& bound, const shm::PlanRow& row);
 
   std::span<shm::RequestSlot> slots_;

@@ -76,6 +76,7 @@ absl::Status PlanDriver::Reset(int64_t timeout_ms) {
   releases_.clear();
   binds_.clear();
   appends_.clear();
+  copies_.clear();
   pages_of_slot_.clear();
   free_slots_.clear();
   free_pages_.clear();
@@ -151,6 +152,7 @@ uint64_t PlanDriver::Submit(const std::vector<shm::PlanRow>& rows) {
   header.num_releases = static_cast<uint32_t>(releases_.size());
   header.num_binds = static_cast<uint32_t>(binds_.size());
   header.num_appends = static_cast<uint32_t>(appends_.size());
+  header.num_copies = static_cast<uint32_t>(copies_.size());
   header.num_rows = static_cast<uint32_t>(rows.size());
   std::vector<std::byte> body;
   auto add = [&body](const auto& values) {
@@ -160,12 +162,14 @@ uint64_t PlanDriver::Submit(const std::vector<shm::PlanRow>& rows) {
   add(releases_);
   add(binds_);
   add(appends_);
+  add(copies_);
   add(rows);
   header.bytes = static_cast<uint32_t>(sizeof(header) + body.size());
   SubmitRaw(header, body.data(), body.size());
   releases_.clear();
   binds_.clear();
   appends_.clear();
+  copies_.clear();
   return step_;
 }
 

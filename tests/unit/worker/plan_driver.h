@@ -49,6 +49,10 @@ class PlanDriver {
   // Binds a free slot in the next plan and reserves pages for max_len ids; returns the slot.
   uint32_t Add(const DriverRequest& request, int max_len);
   void Release(uint32_t slot);  // in the next plan
+  // In the next plan, `to`'s page of that index becomes what `from`'s is.
+  void CopyPage(uint32_t from, uint32_t to, size_t index) {
+    copies_.push_back({pages_of_slot_[from][index], pages_of_slot_[to][index]});
+  }
 
   // Writes a step with these rows and what has gathered since the last one; returns its number.
   uint64_t Submit(const std::vector<shm::PlanRow>& rows);
@@ -80,6 +84,7 @@ class PlanDriver {
   std::vector<shm::RingReader> results_;
   std::vector<shm::PlanSlot> releases_, binds_;
   std::vector<shm::PlanAppend> appends_;
+  std::vector<shm::PlanCopy> copies_;
   std::vector<uint32_t> free_slots_, free_pages_;
   std::map<uint32_t, std::vector<uint32_t>> pages_of_slot_;
   uint64_t epoch_ = 0, step_ = 0, arena_used_ = 0;

@@ -155,6 +155,26 @@ TEST_F(SlotTableTest, RequestObjectsOutOfBoundsAreRefused) {
   EXPECT_EQ(slots_.num_bound(), 0);
 }
 
+TEST_F(SlotTableTest, CopiesOfPagesThatAreNotAreRefused) {
+  auto build = [&](std::vector<shm::PlanCopy> copies) {
+    StepPlan plan;
+    plan.step = ++step_;
+    plan.copies = copies;
+    return batch_.Build(plan, &slots_);
+  };
+  ASSERT_TRUE(build({{0, 9}, {0, 3}}).ok());
+  ASSERT_EQ(batch_.copies().size(), 2u);
+  EXPECT_EQ(batch_.copies()[1].from, 0);
+  EXPECT_EQ(batch_.copies()[1].to, 3);
+  EXPECT_THAT(Message(build({{0, 10}})), HasSubstr("page 0 to 10, of 10"));
+  EXPECT_THAT(Message(build({{10, 0}})), HasSubstr("page 10 to 0, of 10"));
+  EXPECT_FALSE(build({{UINT32_MAX, 0}}).ok());
+  EXPECT_FALSE(build({{4, 4}}).ok());
+  EXPECT_THAT(Message(build({{0, 1}, {0, 2}, {0, 3}, {0, 4}, {0, 5}})), HasSubstr("5 pages"));
+  ASSERT_TRUE(Build({}).ok());
+  EXPECT_TRUE(batch_.copies().empty());
+}
+
 TEST(ParseStepTest, RecordsMustBeAsLongAsTheySay) {
   alignas(8) std::byte bytes[256] = {};
   auto* header = new (bytes) shm::PlanHeader();
@@ -167,6 +187,13 @@ TEST(ParseStepTest, RecordsMustBeAsLongAsTheySay) {
   EXPECT_EQ(plan.binds.size(), 1u);
   header->num_rows = 3;
   EXPECT_FALSE(ParseStep(*header, &plan).ok());
+  header->num_rows = 2;
+  header->num_copies = 1;
+  EXPECT_FALSE(ParseStep(*header, &plan).ok());
+  header->bytes += sizeof(shm::PlanCopy);
+  EXPECT_TRUE(ParseStep(*header, &plan).ok());
+  EXPECT_EQ(plan.copies.size(), 1u);
+  EXPECT_EQ(static_cast<const void*>(plan.rows.data()), bytes + sizeof(shm::PlanHeader) + 8 + 8);
   header->num_rows = UINT32_MAX;
   EXPECT_FALSE(ParseStep(*header, &plan).ok());
 }

@@ -41,8 +41,9 @@ TEST(ParseOpenAi, Completion) {
     "min_p": 0.1, "repetition_penalty": 1.1, "presence_penalty": -1, "frequency_penalty": 1,
     "seed": -1, "stop": ["a", "b"], "stop_token_ids": [7], "logit_bias": {"3": -1.5},
     "ignore_eos": true, "include_stop_str_in_output": true, "skip_special_tokens": false,
-    "min_tokens": 2, "logprobs": 3, "prompt_logprobs": 1, "n": 1, "best_of": 1, "echo": false,
-    "suffix": null, "stream": true, "user": "u", "unknown": {},
+    "min_tokens": 2, "logprobs": 3, "prompt_logprobs": 1, "n": 2, "best_of": 2, "echo": false,
+    "suffix": null, "stream": true, "user": "u", "safety_identifier": "s", "unknown": {},
+    "priority": 3, "timeout": 1.5, "cache_salt": "c", "skip_prefix_cache": true,
     "stream_options": {"include_usage": true, "continuous_usage_stats": true}})");
   ASSERT_TRUE(request.ok()) << request.status();
   const RequestFields& fields = request->fields;
@@ -60,6 +61,13 @@ TEST(ParseOpenAi, Completion) {
   EXPECT_FALSE(fields.skip_special_tokens);
   EXPECT_EQ(fields.logprobs, 3);
   EXPECT_EQ(fields.prompt_logprobs, 1);
+  EXPECT_EQ(fields.n, 2);
+  EXPECT_EQ(fields.best_of, 2);
+  EXPECT_EQ(fields.priority, 3);
+  EXPECT_EQ(fields.timeout, 1.5);
+  EXPECT_EQ(fields.tenant, "u");
+  EXPECT_EQ(fields.cache_salt, "c");
+  EXPECT_TRUE(fields.skip_prefix_cache);
   EXPECT_TRUE(request->stream);
   EXPECT_TRUE(request->include_usage);
   EXPECT_TRUE(request->continuous_usage);
@@ -91,13 +99,14 @@ TEST(ParseOpenAi, Chat) {
       {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
       {"role": "assistant", "content": null}],
     "max_tokens": 3, "max_completion_tokens": 9, "logprobs": true, "top_logprobs": 2,
-    "tools": [], "tool_choice": "none", "response_format": {"type": "text"}})");
+    "safety_identifier": "s", "tools": [], "tool_choice": "none", "response_format": {"type": "text"}})");
   ASSERT_TRUE(request.ok()) << request.status();
   const auto& turns = std::get<ChatPrompt>(request->fields.prompt);
   ASSERT_EQ(turns.size(), 3u);
   EXPECT_EQ(turns[0].role, "system");
   EXPECT_EQ(turns[1].content, "a\nb");
   EXPECT_EQ(turns[2].content, "");
+  EXPECT_EQ(request->fields.tenant, "s");
   EXPECT_EQ(request->fields.max_tokens, 9);
   EXPECT_EQ(request->fields.logprobs, 2);
 }
@@ -137,7 +146,10 @@ INSTANTIATE_TEST_SUITE_P(
         BadBody{"SeedText", kCompletion, R"({"seed":"x"})", "seed"},
         BadBody{"SeedFraction", kCompletion, R"({"seed":1.5})", "seed"},
         BadBody{"Suffix", kCompletion, R"({"suffix":"end"})", "suffix"},
-        BadBody{"BestOf", kCompletion, R"({"best_of":2})", "best_of"},
+        BadBody{"BestOfOfAStream", kCompletion, R"({"n":2,"best_of":3,"stream":true})", "best_of"},
+        BadBody{"BestOfOfAChat", kChat, Chat(R"("best_of":2)"), "best_of"},
+        BadBody{"TimeoutText", kCompletion, R"({"timeout":"5"})", "timeout"},
+        BadBody{"UserNumber", kChat, Chat(R"("user":5)"), "user"},
         BadBody{"StreamOptions", kCompletion, R"({"stream_options":{"include_usage":true}})",
                 "stream_options"},
         BadBody{"StreamOptionsType", kCompletion,

@@ -5,7 +5,9 @@
 
 #include <cmath>
 #include <memory>
+#include <set>
 #include <string>
+#include <utility>
 
 #include "router/api/http/json_text.h"
 #include "router/request/validate.h"
@@ -39,7 +41,7 @@ class OpenAiWriterTest : public testing::Test {
 Output Text(const std::string& text) {
   Output output;
   output.text = text;
-  output.completion_tokens = 1;
+  output.usage.completion_tokens = 1;
   return output;
 }
 
@@ -68,8 +70,7 @@ TEST_F(OpenAiWriterTest, ChatChunks) {
   text.clear();
   Output last = Text("!");
   last.finish = Finish::kStop;
-  last.completion_tokens = 2;
-  last.cached_tokens = 3;
+  last.usage = {.completion_tokens = 2, .cached_tokens = 3};
   writer.AppendChunk(last, &text);
   chunk = Event(text);
   EXPECT_EQ(chunk["choices"][0]["delta"], Json({{"content", "!"}}));
@@ -77,7 +78,7 @@ TEST_F(OpenAiWriterTest, ChatChunks) {
   EXPECT_TRUE(chunk["choices"][0]["stop_reason"].is_null());
 
   text.clear();
-  writer.AppendUsageChunk(last, &text);
+  writer.AppendUsageChunk(last.usage, &text);
   chunk = Event(text);
   EXPECT_TRUE(chunk["choices"].empty());
   EXPECT_EQ(chunk["usage"]["prompt_tokens"], 4);
@@ -100,14 +101,62 @@ TEST_F(OpenAiWriterTest, CompletionChunksWithUsage) {
   EXPECT_EQ(chunk["usage"]["total_tokens"], 5);
 }
 
+TEST_F(OpenAiWriterTest, ChunksOfSeveralChoices) {
+  facts_.n = 2;
+  facts_.logprobs = true;
+  facts_.echo = true;
+  facts_.prompt_text = "he";
+  facts_.prompt_ids = {256};
+  OpenAiWriter completion = Writer(ApiKind::kCompletion);
+  facts_.echo = false;
+  OpenAiWriter chat = Writer(ApiKind::kChat);
+  const std::pair<int, const char*> order[] = {{1, "ll"}, {0, "o"}, {1, "!"}};
+  std::set<int> begun;
+  for (const auto& [choice, delta] : order) {
+    Output output = Text(delta);
+    output.choice = choice;
+    output.logprobs = {{257, -1, 1, {}}};
+    const bool first = begun.insert(choice).second;
+    std::string text;
+    completion.AppendChunk(output, &text);
+    Json json = Event(text)["choices"][0];
+    EXPECT_EQ(json["index"], choice);
+    EXPECT_EQ(json["text"], first ? std::string("he") + delta : delta);
+    EXPECT_EQ(json["logprobs"]["text_offset"], first ? Json({0, 2}) : Json({4}));
+    text.clear();
+    chat.AppendChunk(output, &text);
+    json = Event(text)["choices"][0];
+    EXPECT_EQ(json["index"], choice);
+    EXPECT_EQ(json["delta"].contains("role"), first);
+  }
+}
+
+TEST_F(OpenAiWriterTest, BodyOfSeveralChoices) {
+  facts_.n = 2;
+  Output a = Text("a"), b = Text("b");
+  b.choice = 1;
+  a.finish = Finish::kStop;
+  b.finish = Finish::kLength;
+  const Json body = Json::parse(Writer(ApiKind::kChat).Body({a, b}, {.completion_tokens = 7}));
+  ASSERT_EQ(body["choices"].size(), 2u);
+  for (int i = 0; i < 2; ++i) {
+    EXPECT_EQ(body["choices"][i]["index"], i);
+    EXPECT_EQ(body["choices"][i]["message"]["role"], "assistant");
+    EXPECT_EQ(body["choices"][i]["message"]["content"], i == 0 ? "a" : "b");
+    EXPECT_EQ(body["choices"][i]["finish_reason"], i == 0 ? "stop" : "length");
+  }
+  EXPECT_EQ(body["usage"]["prompt_tokens"], 4);
+  EXPECT_EQ(body["usage"]["completion_tokens"], 7);
+}
+
 TEST_F(OpenAiWriterTest, StopReasons) {
   Output output = Text("");
   output.finish = Finish::kStop;
   output.stop_string = "\"end\"";
-  Json body = Json::parse(Writer(ApiKind::kCompletion).Body(output));
+  Json body = Json::parse(Writer(ApiKind::kCompletion).Body({output}, output.usage));
   EXPECT_EQ(body["choices"][0]["stop_reason"], "\"end\"");
   output.stop_token_id = 7;
-  body = Json::parse(Writer(ApiKind::kCompletion).Body(output));
+  body = Json::parse(Writer(ApiKind::kCompletion).Body({output}, output.usage));
   EXPECT_EQ(body["choices"][0]["stop_reason"], 7);
 }
 
@@ -116,7 +165,7 @@ TEST_F(OpenAiWriterTest, ChatBodyWithLogprobs) {
   Output output = Text("he\xEF\xBF\xBD");
   output.finish = Finish::kLength;
   output.logprobs = {{256, -0.5f, 1, {{256, -0.5f}, {257, -1.5f}}}, {0xff, -INFINITY, 9, {}}};
-  const Json body = Json::parse(Writer(ApiKind::kChat).Body(output));
+  const Json body = Json::parse(Writer(ApiKind::kChat).Body({output}, output.usage));
   EXPECT_EQ(body["object"], "chat.completion");
   const Json& choice = body["choices"][0];
   EXPECT_EQ(choice["message"]["role"], "assistant");
@@ -141,7 +190,8 @@ TEST_F(OpenAiWriterTest, CompletionLogprobsWithEcho) {
   output.finish = Finish::kLength;
   output.prompt_logprobs = {{257, -2, 3, {{257, -2}}}};
   output.logprobs = {{'o', -1, 1, {}}};
-  const Json choice = Json::parse(Writer(ApiKind::kCompletion).Body(output))["choices"][0];
+  const Json choice =
+      Json::parse(Writer(ApiKind::kCompletion).Body({output}, output.usage))["choices"][0];
   EXPECT_EQ(choice["text"], "hello");
   EXPECT_EQ(choice["logprobs"]["tokens"], Json({"he", "ll", "o"}));
   EXPECT_EQ(choice["logprobs"]["token_logprobs"], Json({nullptr, -2.0, -1.0}));
@@ -155,7 +205,8 @@ TEST_F(OpenAiWriterTest, PromptLogprobs) {
   Output output = Text("x");
   output.finish = Finish::kLength;
   output.prompt_logprobs = {{257, -2, 3, {{256, -1}}}};
-  const Json choice = Json::parse(Writer(ApiKind::kCompletion).Body(output))["choices"][0];
+  const Json choice =
+      Json::parse(Writer(ApiKind::kCompletion).Body({output}, output.usage))["choices"][0];
   EXPECT_TRUE(choice["prompt_logprobs"][0].is_null());
   EXPECT_EQ(choice["prompt_logprobs"][1]["257"]["rank"], 3);
   EXPECT_EQ(choice["prompt_logprobs"][1]["256"]["rank"], 1);
@@ -176,6 +227,9 @@ TEST(Errors, HaveOpenAiShapeAndStatus) {
   EXPECT_EQ(HttpStatusOf(absl::UnauthenticatedError("")), 401);
   EXPECT_EQ(HttpStatusOf(absl::ResourceExhaustedError("")), 429);
   EXPECT_EQ(HttpStatusOf(absl::UnavailableError("")), 503);
+  EXPECT_EQ(HttpStatusOf(absl::DeadlineExceededError("")), 504);
+  EXPECT_EQ(Json::parse(ErrorBody(absl::DeadlineExceededError("")))["error"]["type"],
+            "timeout_error");
   EXPECT_EQ(HttpStatusOf(absl::InternalError("")), 500);
 }
 

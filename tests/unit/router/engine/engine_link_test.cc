@@ -3,14 +3,12 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <condition_variable>
 #include <memory>
-#include <mutex>
 #include <random>
 #include <vector>
 
-#include "router/engine/engine_pool.h"
-#include "tests/unit/router/engine/fake_engine.h"
+#include "router/engine/retry_after.h"
+#include "tests/unit/router/engine/link_fixture.h"
 
 // libzmq isn't built with TSan, which therefore can't see that it hands messages over in order:
 // what it does itself is not looked at, what happens in this repository's code is.
@@ -22,102 +20,6 @@ namespace {
 
 using testing::ElementsAre;
 using testing::HasSubstr;
-
-// Keeps what a request is told.
-class Sink final : public TokenSink {
- public:
-  SinkAction OnTokens(const TokenDelta& delta) override {
-    std::lock_guard lock(mutex_);
-    EXPECT_FALSE(ended_) << "ids after the end";
-    ids_.insert(ids_.end(), delta.ids.begin(), delta.ids.end());
-    if (delta.end != wire::END_NONE) ended_ = true;
-    return stop_at_ != 0 && ids_.size() >= stop_at_ ? SinkAction::kStop : SinkAction::kContinue;
-  }
-  void OnFailure(const absl::Status& status) override {
-    std::lock_guard lock(mutex_);
-    EXPECT_FALSE(ended_) << "a failure after the end";
-    failure_ = status;
-    ended_ = true;
-  }
-  void Flush() override {
-    std::lock_guard lock(mutex_);
-    flushed_ = ids_.size();
-    flushed_end_ = ended_;
-    changed_.notify_all();
-  }
-
-  void StopAt(size_t count) { stop_at_ = count; }
-  // The ids once there are `count`; fails the test after 20 s.
-  std::vector<int32_t> WaitIds(size_t count) {
-    return Wait([&] { return flushed_ >= count; });
-  }
-  std::vector<int32_t> WaitEnd() {
-    return Wait([&] { return flushed_end_; });
-  }
-  absl::Status failure() {
-    std::lock_guard lock(mutex_);
-    return failure_;
-  }
-
- private:
-  template <typename Condition>
-  std::vector<int32_t> Wait(Condition condition) {
-    std::unique_lock lock(mutex_);
-    EXPECT_TRUE(changed_.wait_for(lock, std::chrono::seconds(20), condition));
-    return ids_;
-  }
-
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  std::vector<int32_t> ids_;
-  size_t flushed_ = 0;
-  size_t stop_at_ = 0;
-  bool ended_ = false;
-  bool flushed_end_ = false;
-  absl::Status failure_;
-};
-
-wire::Submit MakeSubmit() {
-  wire::Submit submit;
-  for (const int32_t id : {11, 12, 13}) submit.add_ids(id);
-  submit.set_prompt_len(3);
-  submit.mutable_sampling()->set_max_tokens(100);
-  return submit;
-}
-
-LinkOptions Options() {
-  return {.router_id = "router-test", .lease_ms = 50, .silent_ms = 20'000, .timeout_ms = 60'000};
-}
-
-class EngineLinkTest : public testing::Test {
- protected:
-  void Connect(const std::vector<std::string>& addresses, const LinkOptions& options = Options()) {
-    auto pool = EnginePool::Connect(addresses, options);
-    ASSERT_TRUE(pool.ok()) << pool.status();
-    pool_ = *std::move(pool);
-  }
-  // Connects to engine_ and waits until it counts as ready.
-  void ConnectReady() {
-    Connect({engine_->address()});
-    engine_->BecomeReady();
-    WaitReady();
-  }
-  void WaitReady() {
-    for (int i = 0; i < 2000 && !pool_->Ready().ok(); ++i) {
-      std::this_thread::sleep_for(std::chrono::milliseconds(10));
-    }
-    ASSERT_TRUE(pool_->Ready().ok()) << pool_->Ready();
-  }
-  uint64_t Submit(const std::shared_ptr<Sink>& sink, wire::Submit submit = MakeSubmit()) {
-    const auto id = pool_->Submit(std::move(submit), /*draw_seed=*/true, sink);
-    EXPECT_TRUE(id.ok()) << id.status();
-    return id.value_or(0);
-  }
-
-  std::unique_ptr<FakeEngine> engine_ = std::make_unique<FakeEngine>(1);
-  std::shared_ptr<Sink> sink_ = std::make_shared<Sink>();
-  std::unique_ptr<EnginePool> pool_;
-};
 
 TEST(FateOf, IdsThatComeTwiceLateOrWithAGap) {
   EXPECT_EQ(FateOf(5, 5, 1, wire::END_NONE), DeltaFate::kTake);
@@ -136,7 +38,7 @@ TEST(FateOf, IdsThatComeTwiceLateOrWithAGap) {
 TEST_F(EngineLinkTest, NotUsableUntilTheEngineSaysSo) {
   Connect({engine_->address()});
   EXPECT_THAT(Message(pool_->Ready()), HasSubstr("not answered yet"));
-  EXPECT_TRUE(absl::IsUnavailable(pool_->Submit(MakeSubmit(), true, sink_).status()));
+  EXPECT_TRUE(absl::IsUnavailable(SubmitAll({Open(sink_)}).status()));
   engine_->SendStatus(engine_->ReceiveLease(), false, {}, "loading weights, 40%");
   for (int i = 0; i < 2000 && Message(pool_->Ready()).find("40%") == std::string::npos; ++i) {
     std::this_thread::sleep_for(std::chrono::milliseconds(10));
@@ -153,7 +55,7 @@ TEST_F(EngineLinkTest, StreamsIdsToTheEnd) {
   const wire::Submit submit = engine_->ReceiveSubmit();
   EXPECT_EQ(submit.id(), id);
   EXPECT_THAT(submit.ids(), ElementsAre(11, 12, 13));
-  EXPECT_NE(submit.sampling().seed(), 0u);
+  EXPECT_EQ(submit.timeout_ms(), 0);
   engine_->SendIds(id, 0, {1});
   engine_->SendIds(id, 1, {2, 3});
   EXPECT_THAT(sink_->WaitIds(3), ElementsAre(1, 2, 3));
@@ -184,7 +86,7 @@ TEST_F(EngineLinkTest, DropsRepeatedIdsAndAsksForMissingOnes) {
 TEST_F(EngineLinkTest, SubmitsAgainWithItsIdsWhatTheEngineDoesNotKnow) {
   ConnectReady();
   const uint64_t id = Submit(sink_);
-  const uint64_t seed = engine_->ReceiveSubmit().sampling().seed();
+  engine_->ReceiveSubmit();
   engine_->SendIds(id, 0, {1, 2});
   sink_->WaitIds(2);
   // A scheduler of another epoch takes the address over.
@@ -196,7 +98,7 @@ TEST_F(EngineLinkTest, SubmitsAgainWithItsIdsWhatTheEngineDoesNotKnow) {
   EXPECT_EQ(again.id(), id);
   EXPECT_EQ(again.prompt_len(), 3);
   EXPECT_THAT(again.ids(), ElementsAre(11, 12, 13, 1, 2));
-  EXPECT_EQ(again.sampling().seed(), seed);
+  EXPECT_EQ(again.sampling().seed(), 42u);
   EXPECT_EQ(again.sampling().max_tokens(), 100);
   engine_->SendIds(id, 2, {3}, wire::END_LENGTH);
   EXPECT_THAT(sink_->WaitEnd(), ElementsAre(1, 2, 3));
@@ -220,7 +122,7 @@ TEST_F(EngineLinkTest, CancelIsSentAtOnceAndLateIdsAreIgnored) {
   engine_->ReceiveSubmit();
   engine_->SendIds(id, 0, {1});
   sink_->WaitIds(1);
-  pool_->Cancel(id);
+  pool_->Cancel({&id, 1});
   const auto cancel = engine_->Receive([](const auto& m) { return m.has_cancel(); });
   EXPECT_THAT(cancel.cancel().ids(), ElementsAre(id));
   engine_->SendIds(id, 1, {2});
@@ -248,9 +150,11 @@ TEST_F(EngineLinkTest, ErrorsEndTheirRequestAlone) {
   const uint64_t id = Submit(sink_);
   const uint64_t other_id = Submit(other);
   engine_->ReceiveSubmit();
-  engine_->SendError(id, absl::StatusCode::kResourceExhausted, "the queue is full");
+  engine_->SendError(id, absl::StatusCode::kResourceExhausted, "the queue is full", 7);
   sink_->WaitEnd();
-  EXPECT_EQ(sink_->failure(), absl::ResourceExhaustedError("the queue is full"));
+  EXPECT_TRUE(absl::IsResourceExhausted(sink_->failure()));
+  EXPECT_EQ(Message(sink_->failure()), "the queue is full");
+  EXPECT_EQ(RetryAfter(sink_->failure()), 7u);
   engine_->SendIds(other_id, 0, {1}, wire::END_LENGTH);
   EXPECT_THAT(other->WaitEnd(), ElementsAre(1));
 }
@@ -282,7 +186,7 @@ TEST_F(EngineLinkTest, RequestsOfAnEngineThatStaysAwayEndAfterTheTimeout) {
   sink_->WaitEnd();  // nothing more comes from the engine
   EXPECT_TRUE(absl::IsUnavailable(sink_->failure())) << sink_->failure();
   EXPECT_THAT(Message(pool_->Ready()), HasSubstr("silent"));
-  EXPECT_TRUE(absl::IsUnavailable(pool_->Submit(MakeSubmit(), true, sink_).status()));
+  EXPECT_TRUE(absl::IsUnavailable(SubmitAll({Open(sink_)}).status()));
 }
 
 TEST_F(EngineLinkTest, RequestsWaitForAnEngineThatIsExpectedBack) {

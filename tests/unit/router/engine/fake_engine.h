@@ -86,7 +86,8 @@ class FakeEngine {
     if (end != wire::END_NONE) deltas->add_end(end);
     Send(message);
   }
-  void SendError(uint64_t id, absl::StatusCode code, const std::string& error) {
+  void SendError(uint64_t id, absl::StatusCode code, const std::string& error,
+                 uint32_t retry_after_s = 0) {
     wire::ToRouter message;
     wire::Deltas* deltas = message.mutable_deltas();
     deltas->add_id(id);
@@ -96,6 +97,7 @@ class FakeEngine {
     wire::Extra* extra = deltas->add_extra();
     extra->set_error_code(static_cast<uint32_t>(code));
     extra->set_error(error);
+    extra->set_retry_after_s(retry_after_s);
     Send(message);
   }
 

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <functional>
 #include <limits>
+#include <set>
 #include <string>
 #include <utility>
 
@@ -15,6 +16,10 @@ namespace {
 using testing::HasSubstr;
 
 const ModelLimits kLimits = {.names = {"smol", "alias"}, .vocab_size = 100, .max_model_len = 64};
+
+constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+constexpr double kInf = std::numeric_limits<double>::infinity();
+using F = RequestFields;
 
 RequestFields Sound() {
   RequestFields fields;
@@ -57,6 +62,61 @@ TEST(Validate, KeepsWhatIsGiven) {
   EXPECT_EQ(request->sampling.num_top_logprobs(), 0);
   EXPECT_THAT(request->sampling.stop_ids(), testing::ElementsAre(5));
   EXPECT_THAT(request->sampling.bias_ids(), testing::ElementsAre(3, 4));
+}
+
+TEST(Validate, ChoicesAndWhatTheyAreChosenBy) {
+  const auto choices = [](std::optional<int64_t> n, std::optional<int64_t> best_of) {
+    RequestFields fields = Sound();
+    fields.n = n;
+    fields.best_of = best_of;
+    return *Validate(fields, kLimits);
+  };
+  EXPECT_EQ(choices({}, {}).n, 1);
+  EXPECT_EQ(choices({}, {}).num_choices, 1);
+  EXPECT_EQ(choices(128, {}).num_choices, 128);
+  EXPECT_EQ(choices(2, 2).sampling.num_top_logprobs(), -1);
+  const GenerationRequest best = choices(2, 5);
+  EXPECT_EQ(best.n, 2);
+  EXPECT_EQ(best.num_choices, 5);
+  EXPECT_EQ(best.sampling.num_top_logprobs(), 0) << "they are ranked by log-probabilities";
+  EXPECT_FALSE(best.return_logprobs) << "which the client has not asked for";
+}
+
+TEST(Validate, TheSoonestDeadlineCounts) {
+  using std::chrono::milliseconds;
+  const RequestFields::Clock::time_point arrival{std::chrono::hours(100)};
+  const auto left = [&](auto ask) {
+    RequestFields fields = Sound();
+    fields.arrival = arrival;
+    ask(fields);
+    return Validate(fields, kLimits)->deadline.value_or(arrival + std::chrono::hours(999)) -
+           arrival;
+  };
+  EXPECT_EQ(left([](F&) {}), std::chrono::hours(999));
+  EXPECT_EQ(left([](F& f) { f.timeout = 2.5; }), milliseconds(2500));
+  EXPECT_EQ(left([](F& f) { f.timeout_ms = 1; }), milliseconds(1));
+  EXPECT_GT(left([](F& f) { f.timeout = 1e-300; }), milliseconds(0));
+  EXPECT_GT(left([](F& f) { f.timeout = kInf; }), std::chrono::hours(24 * 365));
+  EXPECT_GT(left([](F& f) { f.timeout_ms = INT64_MAX; }), std::chrono::hours(24 * 365));
+  const auto both = [&](int call_ms, int timeout_ms) {
+    return left([&](F& f) {
+      f.deadline = arrival + milliseconds(call_ms);
+      f.timeout_ms = timeout_ms;
+    });
+  };
+  EXPECT_EQ(both(100, 200), milliseconds(100));
+  EXPECT_EQ(both(300, 200), milliseconds(200));
+}
+
+TEST(ChoiceSeed, FirstIsTheRequestsAndAllDiffer) {
+  std::set<uint64_t> seeds;
+  for (const uint64_t seed : {uint64_t{0}, uint64_t{1}, UINT64_MAX}) {
+    EXPECT_EQ(ChoiceSeed(seed, 0), seed);
+    for (int i = 0; i < kMaxChoices; ++i) seeds.insert(ChoiceSeed(seed, i));
+  }
+  EXPECT_EQ(seeds.size(), 3u * kMaxChoices);
+  EXPECT_EQ(ChoiceSeed(42, 1), ChoiceSeed(42, 1));
+  EXPECT_EQ(ChoiceSeed(0, 1), 0xe220a8397b1dcdafu) << "SplitMix64's first: texts must not change";
 }
 
 // Limits of a model that suggests how to sample.
@@ -145,10 +205,6 @@ TEST_P(BadFields, IsRefusedByName) {
   EXPECT_THAT(Message(status), HasSubstr(GetParam().says));
 }
 
-constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
-constexpr double kInf = std::numeric_limits<double>::infinity();
-using F = RequestFields;
-
 INSTANTIATE_TEST_SUITE_P(
     All, BadFields,
     testing::Values(
@@ -171,7 +227,28 @@ INSTANTIATE_TEST_SUITE_P(
                   f.min_tokens = 5;
                   f.max_tokens = 4;
                 }},
-        BadCase{"NTwo", "n", "only 1", [](F& f) { f.n = 2; }},
+        BadCase{"NZero", "n", "n is 0: give an integer from 1 to 128", [](F& f) { f.n = 0; }},
+        BadCase{"NTooLarge", "n", "129", [](F& f) { f.n = 129; }},
+        BadCase{"BestOfBelowN", "best_of", "from n, 3, to 128",
+                [](F& f) {
+                  f.n = 3;
+                  f.best_of = 2;
+                }},
+        BadCase{"BestOfTooLarge", "best_of", "129", [](F& f) { f.best_of = 129; }},
+        BadCase{"PriorityNegative", "priority", "0 (goes first) to 9",
+                [](F& f) { f.priority = -1; }},
+        BadCase{"PriorityTooLarge", "priority", "10", [](F& f) { f.priority = 10; }},
+        BadCase{"TimeoutZero", "timeout", "a positive number of seconds",
+                [](F& f) { f.timeout = 0; }},
+        BadCase{"TimeoutNegative", "timeout", "-1.5", [](F& f) { f.timeout = -1.5; }},
+        BadCase{"TimeoutNan", "timeout", "nan", [](F& f) { f.timeout = kNan; }},
+        BadCase{"TimeoutMsZero", "timeout_ms", "milliseconds", [](F& f) { f.timeout_ms = 0; }},
+        BadCase{"TimeoutMsNegative", "timeout_ms", "-5", [](F& f) { f.timeout_ms = -5; }},
+        BadCase{"TenantLong", "user", "257 bytes", [](F& f) { f.tenant = std::string(257, 'x'); }},
+        BadCase{"SaltLong", "cache_salt", "257",
+                [](F& f) { f.cache_salt = std::string(257, 'x'); }},
+        BadCase{"RequestIdLong", "request_id", "257",
+                [](F& f) { f.request_id = std::string(257, 'x'); }},
         BadCase{"Logprobs", "logprobs", "21", [](F& f) { f.logprobs = 21; }},
         BadCase{"PromptLogprobs", "prompt_logprobs", "-1", [](F& f) { f.prompt_logprobs = -1; }},
         BadCase{"StopEmpty", "stop", "empty", [](F& f) { f.stop = {""}; }},
@@ -182,22 +259,13 @@ INSTANTIATE_TEST_SUITE_P(
                 [](F& f) {
                   f.logit_bias = {{-1, 0}};
                 }},
-        BadCase{"BiasValue", "logit_bias", "101",
-                [](F& f) {
-                  f.logit_bias = {{1, 101}};
-                }},
+        BadCase{"BiasValue", "logit_bias", "101", [](F& f) { f.logit_bias = {{1, 101}}; }},
         BadCase{"PromptEmpty", "prompt", "empty", [](F& f) { f.prompt = ""; }},
         BadCase{"PromptMissing", "prompt", "missing", [](F& f) { f.prompt = NoPrompt{}; }},
         BadCase{"PromptNoIds", "prompt", "empty", [](F& f) { f.prompt = TokenPrompt{}; }},
-        BadCase{"PromptBadId", "prompt", "100",
-                [](F& f) {
-                  f.prompt = TokenPrompt{1, 100};
-                }},
+        BadCase{"PromptBadId", "prompt", "100", [](F& f) { f.prompt = TokenPrompt{1, 100}; }},
         BadCase{"NoMessages", "messages", "empty", [](F& f) { f.prompt = ChatPrompt{}; }},
-        BadCase{"EmptyRole", "messages", "role",
-                [](F& f) {
-                  f.prompt = ChatPrompt{{"", "x"}};
-                }}),
+        BadCase{"EmptyRole", "messages", "role", [](F& f) { f.prompt = ChatPrompt{{"", "x"}}; }}),
     [](const auto& info) { return info.param.name; });
 
 TEST(FitToContext, SettlesMaxTokens) {

@@ -23,18 +23,25 @@ class Listener final : public OutputListener {
 
 class GenerationTest : public testing::Test {
  protected:
-  void Start(Delivery delivery = Delivery::kCoalesced) {
+  void Make(Delivery delivery = Delivery::kCoalesced) {
     request_.prompt = "hi";
-    generation_ = std::make_unique<Generation>(request_, std::vector<int32_t>{'h', 'i'},
+    generation_ = std::make_shared<Generation>(request_, std::vector<int32_t>{'h', 'i'},
                                                *tokenizer_, metrics_, listener_, delivery);
+  }
+  void Start(Delivery delivery = Delivery::kCoalesced) {
+    Make(delivery);
     EXPECT_TRUE(generation_->Open([this] { ++ends_; }));
     generation_->SetCanceller([this] { ++cancels_; });
   }
   SinkAction Feed(const std::vector<int32_t>& ids, wire::EndReason end = wire::END_NONE,
                   const wire::Extra* extra = nullptr) {
-    const SinkAction action =
-        generation_->OnTokens({.ids = ids, .end = end, .extra = extra, .skip = 0});
-    generation_->Flush();
+    return FeedChoice(0, ids, end, extra);
+  }
+  SinkAction FeedChoice(int choice, const std::vector<int32_t>& ids,
+                        wire::EndReason end = wire::END_NONE, const wire::Extra* extra = nullptr) {
+    const auto sink = generation_->Sink(choice);
+    const SinkAction action = sink->OnTokens({.ids = ids, .end = end, .extra = extra, .skip = 0});
+    sink->Flush();
     return action;
   }
   Output Take() {
@@ -51,7 +58,7 @@ class GenerationTest : public testing::Test {
   Metrics metrics_{"m"};
   std::shared_ptr<Listener> listener_ = std::make_shared<Listener>();
   GenerationRequest request_;
-  std::unique_ptr<Generation> generation_;
+  std::shared_ptr<Generation> generation_;
   int ends_ = 0;
   int cancels_ = 0;
 };
@@ -64,8 +71,8 @@ TEST_F(GenerationTest, MergesWhatWaitsAndAnnouncesItOnce) {
   EXPECT_EQ(listener_->calls, 1);
   const Output output = Take();
   EXPECT_EQ(output.text, "abcd");
-  EXPECT_EQ(output.completion_tokens, 4);
-  EXPECT_FALSE(output.ended());
+  EXPECT_EQ(output.usage.completion_tokens, 4);
+  EXPECT_FALSE(output.last);
   EXPECT_TRUE(Empty());
   Feed({'e'});
   EXPECT_EQ(listener_->calls, 2);
@@ -81,7 +88,7 @@ TEST_F(GenerationTest, OneOutputATokenIfWanted) {
   EXPECT_THAT(Take().ids, ElementsAre('b'));
   const Output last = Take();
   EXPECT_EQ(last.finish, Finish::kLength);
-  EXPECT_EQ(last.completion_tokens, 3);
+  EXPECT_EQ(last.usage.completion_tokens, 3);
   EXPECT_EQ(ends_, 1);
 }
 
@@ -113,7 +120,7 @@ TEST_F(GenerationTest, TheStopIdIsCountedAndIsNoText) {
   EXPECT_EQ(output.text, "a");
   EXPECT_EQ(output.finish, Finish::kStop);
   EXPECT_EQ(output.stop_token_id, -1);
-  EXPECT_EQ(output.completion_tokens, 2);
+  EXPECT_EQ(output.usage.completion_tokens, 2);
   EXPECT_THAT(output.ids, ElementsAre('a', 261));
 }
 
@@ -136,7 +143,7 @@ TEST_F(GenerationTest, StopStringsEndItAndTheEngineIsTold) {
   EXPECT_EQ(output.text, "");
   EXPECT_EQ(output.finish, Finish::kStop);
   EXPECT_EQ(output.stop_string, "ello");
-  EXPECT_EQ(output.completion_tokens, 3);  // up to the one that completed it
+  EXPECT_EQ(output.usage.completion_tokens, 3);  // up to the one that completed it
   EXPECT_THAT(output.ids, ElementsAre('o'));
   EXPECT_EQ(Feed({'z'}), SinkAction::kStop);
   EXPECT_TRUE(Empty());
@@ -155,11 +162,13 @@ TEST_F(GenerationTest, HeldTextComesWithTheEnd) {
 TEST_F(GenerationTest, FailuresKeepWhatCameBefore) {
   Start();
   Feed({'a'});
-  generation_->OnFailure(Unavailable("gone"));
+  generation_->Fail(Unavailable("gone"));
   generation_->Flush();
+  EXPECT_EQ(Take().text, "a");
   const Output output = Take();
-  EXPECT_EQ(output.text, "a");
   EXPECT_EQ(Message(output.failure), "gone");
+  EXPECT_TRUE(output.last);
+  EXPECT_EQ(cancels_, 0) << "the engine ended it";
   EXPECT_EQ(ends_, 1);
 }
 
@@ -172,15 +181,13 @@ TEST_F(GenerationTest, CancelTellsTheEngineOnce) {
   EXPECT_EQ(ends_, 1);
   EXPECT_TRUE(Empty());
   EXPECT_EQ(Feed({'b'}), SinkAction::kStop);
-  generation_->OnFailure(Unavailable("late"));
+  generation_->Fail(Unavailable("late"));
   EXPECT_TRUE(Empty());
   EXPECT_EQ(ends_, 1);
 }
 
 TEST_F(GenerationTest, CancelledBeforeTheEngineHadIt) {
-  request_.prompt = "hi";
-  generation_ = std::make_unique<Generation>(request_, std::vector<int32_t>{'h'}, *tokenizer_,
-                                             metrics_, listener_, Delivery::kCoalesced);
+  Make();
   EXPECT_TRUE(generation_->Open([this] { ++ends_; }));
   generation_->Cancel();
   generation_->SetCanceller([this] { ++cancels_; });
@@ -188,9 +195,7 @@ TEST_F(GenerationTest, CancelledBeforeTheEngineHadIt) {
 }
 
 TEST_F(GenerationTest, CancelledBeforeItWasOpened) {
-  request_.prompt = "hi";
-  generation_ = std::make_unique<Generation>(request_, std::vector<int32_t>{'h'}, *tokenizer_,
-                                             metrics_, listener_, Delivery::kCoalesced);
+  Make();
   generation_->Cancel();
   EXPECT_FALSE(generation_->Open([this] { ++ends_; }));
   EXPECT_EQ(ends_, 0);
@@ -198,6 +203,7 @@ TEST_F(GenerationTest, CancelledBeforeItWasOpened) {
 
 TEST_F(GenerationTest, AReaderThatIsTooSlowIsCutOff) {
   request_.sampling.set_num_top_logprobs(20);
+  request_.return_logprobs = true;
   Start();
   wire::Extra extra;
   for (int i = 0; i < 1000; ++i) {
@@ -220,18 +226,19 @@ TEST_F(GenerationTest, AReaderThatIsTooSlowIsCutOff) {
 
 TEST_F(GenerationTest, LogprobsOfRepeatedIdsAreSkipped) {
   request_.sampling.set_num_top_logprobs(0);
+  request_.return_logprobs = true;
   Start();
   wire::Extra extra;
   for (int i = 0; i < 3; ++i) extra.add_logprobs()->set_logprob(static_cast<float>(-i));
   extra.set_cached_tokens(16);
   const std::vector<int32_t> ids = {'b', 'c'};
-  generation_->OnTokens({.ids = ids, .end = wire::END_NONE, .extra = &extra, .skip = 1});
+  generation_->Sink(0)->OnTokens({.ids = ids, .end = wire::END_NONE, .extra = &extra, .skip = 1});
   const Output output = Take();
   ASSERT_EQ(output.logprobs.size(), 2u);
   EXPECT_EQ(output.logprobs[0].id, 'b');
   EXPECT_EQ(output.logprobs[0].logprob, -1);
   EXPECT_EQ(output.logprobs[1].logprob, -2);
-  EXPECT_EQ(output.cached_tokens, 16);
+  EXPECT_EQ(output.usage.cached_tokens, 16);
 }
 
 // A reader on another thread takes everything, once and in order, whatever the timing.
@@ -240,7 +247,7 @@ TEST_F(GenerationTest, WriterAndReaderRace) {
   std::string text;
   std::thread reader([&] {
     Output output;
-    while (!output.ended()) {
+    while (!output.last) {
       if (generation_->Take(&output)) text += output.text;
     }
   });
