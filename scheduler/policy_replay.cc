@@ -177,6 +177,7 @@ PolicyReplay::Difference PolicyReplay::TakeLoseRanks(const record::LoseRanks& lo
   batch_.LoseRanks(&failed);
   serving_ = false;
   std::vector<uint64_t> serials;
+  serials.reserve(failed.size());
   for (const Request* request : failed) serials.push_back(request->serial);
   const std::vector<uint64_t> recorded(lose.failed().begin(), lose.failed().end());
   if (serials == recorded) return std::nullopt;

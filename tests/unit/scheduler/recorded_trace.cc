@@ -79,14 +79,18 @@ void RecordedTrace::Arrive() {
   wire::Submit submit;
   submit.set_id(++num_arrived);
   submit.set_request_id(fmt::format("trace-{}", num_arrived));
-  const uint32_t prompt_len = 1 + random_() % 100;
+  uint32_t prompt_len = 1 + random_() % 100;
   std::vector<int32_t> ids;
   if (random_() % 4 > 0) ids = beginnings_[random_() % beginnings_.size()];
   ids.resize(std::min<size_t>(random_() % (2 * prompt_len), ids.size()));
   while (ids.size() < prompt_len) ids.push_back(RandomId());
   ids.resize(prompt_len);
+  if (random_() % 4 == 0 && !last_prompt_.empty()) ids = last_prompt_;
+  last_prompt_ = ids;
+  prompt_len = static_cast<uint32_t>(ids.size());
   submit.mutable_ids()->Assign(ids.begin(), ids.end());
   submit.set_prompt_len(static_cast<int32_t>(prompt_len));
+  submit.set_skip_prefix_cache(random_() % 16 == 0);
   submit.set_priority(static_cast<int32_t>(random_() % 3));
   submit.set_tenant(fmt::format("tenant-{}", random_() % 4));
   if (random_() % 3 == 0) submit.set_cache_salt("other");
@@ -129,6 +133,7 @@ bool RecordedTrace::Publish() {
   if (!batch_.Compose(next_step_, &plan)) return false;
   in_flight_.push_back({next_step_++, {}});
   ++num_published;
+  num_copies += plan.copies.size();
   for (const shm::PlanRow& row : plan.rows) {
     if ((row.flags & shm::kRowSample) == 0) continue;
     const uint32_t position = row.start + row.num_tokens;

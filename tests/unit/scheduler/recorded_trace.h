@@ -1,4 +1,5 @@
-// A recording of a made-up engine: random arrivals (of prompts of which many begin alike), ends,
+// A recording of a made-up engine: random arrivals (of prompts of which many begin alike, and some
+// are the same), ends,
 // cancels, preemptions and deaths, against a RecordedBatch. Ids are SegmentRank's, whose model it
 // is, so that such a rank can be driven with the recording.
 #pragma once
@@ -34,7 +35,7 @@ class RecordedTrace {
   // Lets all that is there end.
   void Finish();
 
-  uint64_t num_published = 0, num_arrived = 0, num_deaths = 0, num_failed = 0;
+  uint64_t num_published = 0, num_arrived = 0, num_deaths = 0, num_failed = 0, num_copies = 0;
   uint64_t num_preemptions() const { return batch_.num_preemptions(); }
   RecordedBatch& batch() { return batch_; }
 
@@ -63,6 +64,7 @@ class RecordedTrace {
   std::deque<InFlight> in_flight_;
   uint64_t next_step_ = 1, epoch_ = 0;
   std::array<std::vector<int32_t>, 6> beginnings_;
+  std::vector<int32_t> last_prompt_;
 };
 
 }  // namespace penstock::scheduler

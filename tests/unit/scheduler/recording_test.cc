@@ -107,6 +107,7 @@ TEST_F(RecordingTest, ThePolicyReplaysAsItWasRecorded) {
       trace.Finish();
       EXPECT_GT(trace.num_preemptions(), 100u);
       EXPECT_GT(trace.num_failed, 0u);
+      EXPECT_EQ(trace.num_copies > 0, sharing);
       num_published = trace.num_published;
       num_arrived = trace.num_arrived;
       num_deaths = trace.num_deaths;
@@ -145,7 +146,7 @@ TEST_F(RecordingTest, OneWordOfAPlanThatIsAnotherIsFoundAndNamed) {
                         Case{"page 1 differs", &record::Compose::mutable_appends},
                         Case{"copy 1 differs", &record::Compose::mutable_copies},
                         Case{"row 1 differs", &record::Compose::mutable_rows}}) {
-    uint64_t step = 0, skip = random() % 100;
+    uint64_t step = 0, skip = random() % 10;
     const std::string changed = Changed([&](record::Event* event) {
       if (!event->has_compose()) return false;
       Words& words = *(event->mutable_compose()->*c.words)();
