@@ -67,7 +67,7 @@ TEST(TraceTest, IsWhatItSays) {
   for (const TraceSpec& spec : Traces()) {
     constexpr int kCount = 100'000;
     Trace trace(spec, 3, kCount, 1 << 20), again(spec, 3, kCount, 1 << 20);
-    double gaps = 0, prompts = 0;
+    double gaps = 0, prompts = 0, firsts = 0;
     uint32_t longest = 0;
     for (int i = 0; i < kCount; ++i) {
       const TraceItem item = trace.Next();
@@ -77,11 +77,16 @@ TEST(TraceTest, IsWhatItSays) {
       ASSERT_EQ(item.gap, same.gap);
       ASSERT_GE(item.prompt_len, 1 + item.prefix_len);
       ASSERT_LE(item.prefix, spec.num_prefixes);
+      ASSERT_LT(item.tenant, spec.num_tenants);
+      firsts += item.tenant == 0;
       gaps += item.gap;
       prompts += item.prompt_len;
       longest = std::max(longest, item.output_len);
     }
-    EXPECT_NEAR(gaps / kCount, 1, 0.03) << spec.name;
+    // The first tenant sends `flood` times what each of the others does, and all of those as ever.
+    const double work = spec.num_tenants - 1 + spec.flood;
+    EXPECT_NEAR(gaps / kCount, spec.num_tenants / work, 0.03) << spec.name;
+    EXPECT_NEAR(firsts / kCount, spec.flood / work, 0.01) << spec.name;
     const double prompt = spec.prompt_mean + spec.prefix_len;
     EXPECT_NEAR(prompts / kCount / prompt, 1, 0.03) << spec.name;
     EXPECT_LE(longest, spec.max_tokens);
