@@ -62,14 +62,32 @@ class Serve(unittest.TestCase):
         rows = GOLDEN["prompts"]
         with concurrent.futures.ThreadPoolExecutor(len(rows)) as pool:
             answers = list(pool.map(ids_of, rows))
-        same = 0
-        for row, ids in zip(rows, answers):
-            self.assertEqual(len(ids), len(row["output_ids"]))
-            at = next((i for i, (a, b) in enumerate(zip(ids, row["output_ids"])) if a != b), None)
-            same += at is None
-            if at is not None:
-                self.assertLessEqual(row["margin"][at], TIE, f"{row['prompt']!r} leaves at {at}")
+        same = sum(self.check_golden(row, ids) for row, ids in zip(rows, answers))
         print(f"{same} of {len(rows)} texts are the reference's", flush=True)
+
+    def check_golden(self, row, ids):
+        """Whether they are the reference's to the end; they may leave it only where that nearly tied."""
+        self.assertEqual(len(ids), len(row["output_ids"]))
+        at = next((i for i, (a, b) in enumerate(zip(ids, row["output_ids"])) if a != b), None)
+        if at is not None:
+            self.assertLessEqual(row["margin"][at], TIE, f"{row['prompt']!r} leaves at {at}")
+        return at is None
+
+    def test_choices_share_the_prompt(self):
+        """Four greedy choices: one computes the prompt, the others share its pages and copy the last one."""
+        row = max(GOLDEN["prompts"], key=lambda row: len(row["prompt_ids"]))
+        prompt = row["prompt_ids"]
+        before = self.cluster.metric("vllm:prefix_cache_hits_total")
+        status, body = self.cluster.post("/v1/completions", {
+            "prompt": prompt, "max_tokens": len(row["output_ids"]), "temperature": 0, "ignore_eos": True,
+            "return_token_ids": True, "n": 4})
+        self.assertEqual(status, 200, body)
+        self.assertEqual(sorted(choice["index"] for choice in body["choices"]), [0, 1, 2, 3])
+        for choice in body["choices"]:
+            self.check_golden(row, choice["token_ids"])
+        self.cluster.wait_until(
+            lambda: self.cluster.metric("vllm:prefix_cache_hits_total") - before >= 3 * (len(prompt) - 1),
+            f"the hits of three prompts of {len(prompt)}", timeout_s=10)
 
     def test_chat(self):
         """The golden prompt that is a conversation, by its words: the answer begins as the reference's."""
