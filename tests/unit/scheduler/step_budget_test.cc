@@ -246,7 +246,7 @@ TEST(StepBudget, AnyStraightLine) {
     // Prompts may take a third of a step at least: with less, the noise of the decodes is most of
     // it.
     const double least = (step + decode * decodes + graph) / 2 / prompt;
-    c.target_s = c.device(0, decodes, uniform(std::max(5.0 * kFloor, least), kMaxTokens / 2));
+    c.target_s = c.device(0, decodes, uniform(std::max(5.0 * kFloor, least), kMaxTokens / 2.0));
     c.noise = uniform(0.005, 0.05);
     c.seed = random();
     const Figures figures = Drive(c);
