@@ -50,7 +50,8 @@ Generation::Generation(GenerationRequest request, std::vector<int32_t> prompt_id
       tokenizer_(tokenizer),
       metrics_(metrics),
       listener_(std::move(listener)),
-      delivery_(delivery) {
+      delivery_(delivery),
+      max_waiting_bytes_(kMaxWaitingBytes * request_.num_choices) {
   for (int i = 0; i < request_.num_choices; ++i) sinks_.emplace_back(*this, i);
 }
 
@@ -145,24 +146,27 @@ bool Generation::Queue(Output output) {
     }
     if (finished) ++num_finished_;
     closed_ = ended = num_finished_ == num_choices();
-    if (!ended && waiting_bytes_ <= kMaxWaitingBytes * sinks_.size()) return true;
+    if (!ended && waiting_bytes_ <= max_waiting_bytes_) return true;
   }
   if (ended) {
     End("");
   } else {
-    Fail(ResourceExhausted("the client reads too slowly: more than {} MiB wait for it",
-                           (kMaxWaitingBytes * sinks_.size()) >> 20));
+    Close(ResourceExhausted("the client reads too slowly: more than {} MiB wait for it",
+                            max_waiting_bytes_ >> 20),
+          /*drop_waiting=*/true);
   }
   return false;
 }
 
-void Generation::Fail(const absl::Status& status) {
+void Generation::Fail(const absl::Status& status) { Close(status, /*drop_waiting=*/false); }
+
+void Generation::Close(const absl::Status& status, bool drop_waiting) {
   std::function<void()> cancel;
   {
     std::lock_guard lock(mutex_);
     if (std::exchange(closed_, true)) return;
     if (num_choices() - num_finished_ > 1) cancel = std::move(cancel_);  // the others
-    if (waiting_bytes_ > kMaxWaitingBytes * sinks_.size()) outputs_.clear();
+    if (drop_waiting) outputs_.clear();
     outputs_.emplace_back().failure = status;
   }
   if (cancel) cancel();

@@ -86,6 +86,8 @@ class Generation final : public std::enable_shared_from_this<Generation> {
   SinkAction Advance(Choice* choice, const TokenDelta& delta);
   // Puts it with what waits. False if the generation has ended, now or before.
   bool Queue(Output output);
+  // As Fail; without what waits if `drop_waiting`.
+  void Close(const absl::Status& status, bool drop_waiting);
   // Counts the choices that have not finished as ended so, and calls on_end_, once. Without mutex_,
   // after closed_ has been set.
   void End(const char* reason);
@@ -96,6 +98,7 @@ class Generation final : public std::enable_shared_from_this<Generation> {
   Metrics& metrics_;
   const std::weak_ptr<OutputListener> listener_;
   const Delivery delivery_;
+  const size_t max_waiting_bytes_;
   std::deque<ChoiceSink> sinks_;  // a choice's, by its index
 
   std::mutex mutex_;  // of what follows

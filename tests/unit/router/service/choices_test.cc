@@ -1,7 +1,7 @@
 // A generation of several choices: one stream of outputs, one end.
-#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <map>
 #include <memory>
 #include <random>
@@ -14,8 +14,6 @@
 
 namespace penstock::router {
 namespace {
-
-using testing::ElementsAre;
 
 class Listener final : public OutputListener {
  public:
@@ -234,6 +232,7 @@ TEST_F(ChoicesTest, ThreadsRace) {
     }
   });
   std::vector<std::thread> engines;
+  engines.reserve(kChoices);
   for (int choice = 0; choice < kChoices; ++choice) {
     engines.emplace_back([&, choice] {
       std::mt19937 random(seed + choice);
