@@ -48,8 +48,11 @@ absl::StatusOr<std::unique_ptr<Recorder>> MakeRecorder(const EngineOptions& opti
     header.set_secret_0(secret->k0);
     header.set_secret_1(secret->k1);
   }
-  header.mutable_tenant_weights()->insert(options.tenant_weights.begin(),
-                                          options.tenant_weights.end());
+  for (const auto& [tenant, weight] : options.tenant_weights) {
+    record::TenantWeight& recorded = *header.add_tenant_weights();
+    recorded.set_tenant(tenant);
+    recorded.set_weight(weight);
+  }
   for (uint32_t i = 0; segment.adopted() && i < geometry.num_slots; ++i) {
     header.add_generations(segment.slot(i).generation);
   }

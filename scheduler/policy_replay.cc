@@ -58,7 +58,11 @@ PolicyReplay::PolicyReplay(const record::Header& header, bool check_invariants)
       arena_(header.arena_bytes()),
       check_invariants_(check_invariants),
       batch_(slots_, arena_, SecretOf(header)) {
-  batch_.SetTenantWeights({header.tenant_weights().begin(), header.tenant_weights().end()});
+  absl::flat_hash_map<std::string, double> weights;
+  for (const record::TenantWeight& recorded : header.tenant_weights()) {
+    weights[recorded.tenant()] = recorded.weight();
+  }
+  batch_.SetTenantWeights(std::move(weights));
   const int num_known = std::min<int>(header.generations_size(), static_cast<int>(slots_.size()));
   for (int i = 0; i < num_known; ++i) slots_[i].generation = header.generations(i);
 }

@@ -25,7 +25,8 @@ std::unique_ptr<Recorder> MakeRecorder(const std::string& path, const TraceOptio
   header.set_has_secret(options.sharing);
   header.set_secret_0(secret.k0);
   header.set_secret_1(secret.k1);
-  (*header.mutable_tenant_weights())["tenant-1"] = 4;
+  header.add_tenant_weights()->set_tenant("tenant-1");
+  header.mutable_tenant_weights(0)->set_weight(4);
   return Recorder::Create(path, header).value();
 }
 
