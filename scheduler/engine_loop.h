@@ -20,7 +20,7 @@
 #include "common/status.h"
 #include "scheduler/drain_rate.h"
 #include "scheduler/metrics.h"
-#include "scheduler/recorded_batch.h"
+#include "scheduler/record/recorded_batch.h"
 #include "scheduler/router_link.h"
 #include "scheduler/router_table.h"
 #include "scheduler/step_budget.h"

@@ -8,9 +8,9 @@
 
 #include "common/log.h"
 #include "common/shm/segment.h"
-#include "scheduler/policy_replay.h"
-#include "scheduler/recording.h"
-#include "scheduler/worker_replay.h"
+#include "scheduler/record/policy_replay.h"
+#include "scheduler/record/recording.h"
+#include "scheduler/record/worker_replay.h"
 #include "tools/penstock/bench/engine_process.h"
 #include "tools/penstock/commands.h"
 #include "tools/penstock/engine.h"

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "common/log.h"
-#include "scheduler/recorded_batch.h"
+#include "scheduler/record/recorded_batch.h"
 
 namespace penstock::scheduler {
 namespace {

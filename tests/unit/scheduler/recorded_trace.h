@@ -12,7 +12,7 @@
 #include <string>
 #include <vector>
 
-#include "scheduler/recorded_batch.h"
+#include "scheduler/record/recorded_batch.h"
 
 namespace penstock::scheduler {
 

@@ -1,6 +1,6 @@
 // Recordings: what was written is read again, what is missing or damaged is told, a replay of the
 // policy is identical, and one word changed in a plan is found and named.
-#include "scheduler/recording.h"
+#include "scheduler/record/recording.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -17,8 +17,8 @@
 #include <random>
 
 #include "common/log.h"
-#include "scheduler/policy_replay.h"
-#include "scheduler/record_frame.h"
+#include "scheduler/record/frame.h"
+#include "scheduler/record/policy_replay.h"
 #include "tests/unit/scheduler/recorded_trace.h"
 
 namespace penstock::scheduler {

@@ -1,5 +1,5 @@
 // A rank (in the test's own process) driven with a recording: the same ids, and where they are not.
-#include "scheduler/worker_replay.h"
+#include "scheduler/record/worker_replay.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -10,7 +10,7 @@
 #include <thread>
 
 #include "common/log.h"
-#include "scheduler/recording.h"
+#include "scheduler/record/recording.h"
 #include "tests/unit/scheduler/recorded_trace.h"
 #include "tests/unit/scheduler/segment_rank.h"
 

@@ -1,4 +1,4 @@
-#include "scheduler/recorded_requests.h"
+#include "scheduler/record/recorded_requests.h"
 
 namespace penstock::scheduler {
 

@@ -1,4 +1,4 @@
-#include "scheduler/worker_replay.h"
+#include "scheduler/record/worker_replay.h"
 
 #include <algorithm>
 #include <span>

@@ -1,4 +1,4 @@
-#include "scheduler/record_frame.h"
+#include "scheduler/record/frame.h"
 
 #include <bit>
 #include <boost/crc.hpp>

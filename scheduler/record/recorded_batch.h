@@ -2,8 +2,8 @@
 // carried out, and every plan that comes of one. Without a recorder it is a Batch.
 //
 // Derived in private: a new function of Batch is not the engine's to call before it has been said
-// here whether it is to be recorded (it is if it changes anything; then replay.h must carry it
-// out).
+// here whether it is to be recorded (it is if it changes anything; then policy_replay.h must carry
+// it out).
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "scheduler/batch.h"
-#include "scheduler/recorder.h"
+#include "scheduler/record/recorder.h"
 
 namespace penstock::scheduler {
 

@@ -11,7 +11,7 @@
 
 #include "common/status.h"
 #include "scheduler/batch.h"
-#include "scheduler/recorded_requests.h"
+#include "scheduler/record/recorded_requests.h"
 
 namespace penstock::scheduler {
 

@@ -1,11 +1,11 @@
-#include "scheduler/policy_replay.h"
+#include "scheduler/record/policy_replay.h"
 
 #include <algorithm>
 #include <cstring>
 #include <functional>
 #include <utility>
 
-#include "scheduler/plan_words.h"
+#include "scheduler/record/plan_words.h"
 
 namespace penstock::scheduler {
 namespace {

@@ -1,6 +1,6 @@
-#include "scheduler/recorded_batch.h"
+#include "scheduler/record/recorded_batch.h"
 
-#include "scheduler/plan_words.h"
+#include "scheduler/record/plan_words.h"
 
 namespace penstock::scheduler {
 

@@ -1,4 +1,4 @@
-#include "scheduler/recorder.h"
+#include "scheduler/record/recorder.h"
 
 #include <fcntl.h>
 #include <pthread.h>
@@ -11,7 +11,7 @@
 
 #include "common/log.h"
 #include "common/shm/event.h"
-#include "scheduler/record_frame.h"
+#include "scheduler/record/frame.h"
 
 namespace penstock::scheduler {
 namespace {

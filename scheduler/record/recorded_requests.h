@@ -8,7 +8,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "common/status.h"
 #include "proto/record.pb.h"
-#include "scheduler/plan_words.h"
+#include "scheduler/record/plan_words.h"
 #include "scheduler/request.h"
 
 namespace penstock::scheduler {

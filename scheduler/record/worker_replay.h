@@ -14,8 +14,8 @@
 #include "common/shm/segment.h"
 #include "common/status.h"
 #include "scheduler/arena.h"
-#include "scheduler/plan_words.h"
-#include "scheduler/recorded_requests.h"
+#include "scheduler/record/plan_words.h"
+#include "scheduler/record/recorded_requests.h"
 #include "scheduler/worker_link.h"
 
 namespace penstock::scheduler {

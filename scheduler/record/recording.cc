@@ -1,12 +1,12 @@
-#include "scheduler/recording.h"
+#include "scheduler/record/recording.h"
 
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
 #include <string_view>
 
-#include "scheduler/record_frame.h"
-#include "scheduler/recorder.h"
+#include "scheduler/record/frame.h"
+#include "scheduler/record/recorder.h"
 
 namespace penstock::scheduler {
 
