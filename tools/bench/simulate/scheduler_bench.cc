@@ -1,6 +1,7 @@
 // What the scheduler's decisions cost a step: Batch composes it, takes up its results and completes
 // it; no sockets, no shared memory, no device. Arguments: requests that run, requests that wait.
 #include <benchmark/benchmark.h>
+#include <malloc.h>
 
 #include <random>
 
@@ -123,6 +124,35 @@ void BM_Expect(benchmark::State& state) {
   }
 }
 BENCHMARK(BM_Expect);
+
+// What a request takes while it waits, beside its ids: as the engine makes it of what a router
+// sends, with its place in a router's table and in the queue.
+void BM_WaitingMemory(benchmark::State& state) {
+  constexpr int kCount = 100'000;
+  wire::Submit submit;
+  submit.set_request_id("cmpl-0123456789abcdef0123456789abcdef");
+  for (int i = 0; i < 500; ++i) submit.add_ids(i);
+  submit.set_prompt_len(500);
+  submit.set_tenant("a-tenant-with-a-name");
+  submit.mutable_sampling()->set_max_tokens(1000);
+  submit.mutable_sampling()->add_stop_ids(2);
+  for (auto _ : state) {
+    std::vector<shm::RequestSlot> slots(1);
+    std::vector<std::byte> arena(1 << 20);
+    scheduler::Batch batch(slots, arena, scheduler::KeySecret{1, 2});
+    batch.Reset({1000, kPageSize, 8192, 1 << 17, 2048}, 2048);
+    const size_t before = mallinfo2().uordblks + mallinfo2().hblkhd;
+    absl::flat_hash_map<uint64_t, std::unique_ptr<Request>> table;
+    for (uint64_t id = 0; id < kCount; ++id) {
+      std::unique_ptr<Request>& request = table[id] = scheduler::MakeRequest(submit);
+      batch.Enqueue(request.get());
+    }
+    const size_t bytes = mallinfo2().uordblks + mallinfo2().hblkhd - before;
+    state.counters["bytes"] = static_cast<double>(bytes) / kCount - 500 * sizeof(int32_t);
+    for (const auto& [id, request] : table) batch.Remove(request.get());
+  }
+}
+BENCHMARK(BM_WaitingMemory)->Iterations(1)->Unit(benchmark::kMillisecond);
 
 }  // namespace
 }  // namespace penstock::simulate
