@@ -155,13 +155,14 @@ void Batch::CollectWaiting() {
       continue;
     }
     const auto length = static_cast<uint32_t>(request->ids.size());
-    waiting_views_.push_back({.length = length,
-                              .limit = LengthLimit(*request, model_),
-                              .prompt_len = request->prompt_len,
-                              .rank = RankOf(request->order),
-                              .cached = prefix.num_ids,
-                              .cached_free = prefix.num_unreferenced,
-                              .over_share = queue_.IsOverShare(*request)});
+    waiting_views_.push_back(
+        {.length = length,
+         .limit = LengthLimit(*request, model_),
+         .prompt_len = request->prompt_len,
+         .rank = RankOf(request->order),
+         .cached = prefix.num_ids,
+         .cached_free = prefix.num_unreferenced,
+         .over_share = request->num_preemptions == 0 && queue_.IsOverShare(*request)});
     candidates_.push_back({request, prefix});
     tokens += length - prefix.num_ids;
     pages += PagesFor(length, model_.page_size);
@@ -275,7 +276,8 @@ bool Batch::Compose(uint64_t step, PlanRecord* record) {
   for (uint32_t index : plan_.preempted) Preempt(index);
   // Those who are admitted take what they share before anyone takes, and evicts, a page. If no gap
   // in the arena is large enough for one, it and those behind it wait on.
-  for (uint32_t i = 0; i < plan_.num_admitted && Admit(candidates_[i], record); ++i) {
+  for (uint32_t i : plan_.admitted) {
+    if (!Admit(candidates_[i], record)) break;
   }
   for (const PlannedRow& row : plan_.rows) {
     if (row.index >= requests_.size()) break;

@@ -21,8 +21,8 @@ class DrainRate {
       const double keep = std::exp(-(now_s - last_s_) / kWindowS);
       admitted_ *= keep;
       seconds_ = seconds_ * keep + kWindowS * (1 - keep);
+      admitted_ += num_admitted;
     }
-    admitted_ += num_admitted;
     some_waited_ = num_waiting > 0;
     last_s_ = now_s;
   }

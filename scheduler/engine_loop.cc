@@ -131,7 +131,6 @@ void EngineLoop::Run() {
     HandleMessages();
     ExpireRouters();
     ExpireRequests();
-    batch_.HandOver();
     PublishPlans();
     NoteReadiness();
     FlushRouters();
@@ -285,6 +284,7 @@ void EngineLoop::PublishPlans() {
     const int64_t begin_ns = shm::MonotonicNs();
     const uint32_t max_tokens = step_budget_.Tokens(batch_.num_decodes());
     batch_.SetMaxTokens(max_tokens);
+    batch_.HandOver();
     if (!batch_.Compose(next_step_, &record_)) break;
     workers_.Publish(next_step_, record_);
     const int64_t now_ns = shm::MonotonicNs();

@@ -35,7 +35,7 @@ absl::Status EngineLoop::Admissible(const wire::Submit& submit, int num_outputs)
   RETURN_IF_ERROR(ValidateSubmit(submit));
   if (submit.timeout_ms() < 0) {
     return DeadlineExceeded("the request's deadline had passed {} ms before it came here",
-                            -submit.timeout_ms());
+                            -std::max(submit.timeout_ms(), -kMaxTimeoutMs));
   }
   if (draining_) return Unavailable("engine {} is shutting down", options_.engine_id);
   // A stream that has begun is not turned away.

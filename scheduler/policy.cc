@@ -17,7 +17,7 @@ class Planner {
         young_(state.running.size()) {
     plan_.rows.clear();
     plan_.preempted.clear();
-    plan_.num_admitted = 0;
+    plan_.admitted.clear();
     for (const RunningView& view : state_.running) {
       if (view.AtEnd()) pending_pages_ += view.num_pages - view.num_shared;
     }
@@ -46,13 +46,21 @@ class Planner {
   void Admit() {
     // Whoever waits for a page comes before new requests.
     if (num_stalled_ > 0 || !plan_.preempted.empty()) return;
-    for (const WaitingView& view : state_.waiting) {
-      if (tokens_ == 0 || plan_.num_admitted == state_.free_slots || !Fits(view)) return;
+    bool over_shares_pass = true;
+    for (size_t i = 0; i < state_.waiting.size(); ++i) {
+      const WaitingView& view = state_.waiting[i];
+      if (tokens_ == 0 || plan_.admitted.size() == state_.free_slots) return;
+      if (view.over_share && !over_shares_pass) continue;
+      if (!Fits(view)) {
+        if (!view.over_share) return;
+        over_shares_pass = false;  // those for whom the headroom is need not wait for it
+        continue;
+      }
       free_pages_ -= PagesTaken(view);
       NoteAdmitted(view);
-      AddRow(state_.running.size() + plan_.num_admitted, view.cached,
+      AddRow(state_.running.size() + plan_.admitted.size(), view.cached,
              std::min(view.length - view.cached, tokens_), view.length);
-      ++plan_.num_admitted;
+      plan_.admitted.push_back(static_cast<uint32_t>(i));
     }
   }
 
@@ -77,7 +85,7 @@ class Planner {
   bool Fits(const WaitingView& view) {
     const uint32_t pages = PagesTaken(view);
     if (pages > free_pages_) return false;
-    if (state_.running.empty() && plan_.num_admitted == 0) return true;
+    if (state_.running.empty() && plan_.admitted.empty()) return true;
     const uint64_t margin =
         uint64_t{budget_.watermark_pages} + (view.over_share ? budget_.headroom_pages : 0);
     if (budget_.admission == Admission::kWatermark) {

@@ -16,8 +16,9 @@
 //
 // Admission looks ahead: a request comes in only if all that run, and it, are expected to grow to
 // their ends within the pages there are (peak_use.h, length_estimate.h). So nearly nobody is
-// preempted. Who was preempted waits at the head of his class, and nobody of it passes him: those
-// older than he among the running can only become fewer, until he is the oldest himself.
+// preempted. Who was preempted waits at the head of his class, and nobody of it passes him (but
+// while what he needs is just being computed): those older than he among the running can only
+// become fewer, until he is the oldest himself.
 #pragma once
 
 #include <cstdint>
@@ -86,7 +87,7 @@ struct Budget {
 };
 
 struct PlannedRow {
-  uint32_t index;  // into running; running.size() + k is the k-th admitted
+  uint32_t index;  // into running; running.size() + k is admitted[k]
   uint32_t start;
   uint32_t num_tokens;
   bool sample;  // the row reaches the end of the known ids
@@ -95,7 +96,7 @@ struct PlannedRow {
 struct StepPlan {
   std::vector<PlannedRow> rows;     // those of admitted requests last, in order
   std::vector<uint32_t> preempted;  // indexes into running; no rows
-  uint32_t num_admitted = 0;        // from the head of waiting; each has a row
+  std::vector<uint32_t> admitted;   // indexes into waiting, ascending; each has a row
   PeakUse peak;                     // scratch, here so that its memory is reused
 };
 

@@ -25,7 +25,9 @@ double WaitingQueue::LeastServed(const Class& of) const {
   for (const auto* heap : {&of.waiting, &of.walked}) {
     for (const Entry& entry : *heap) {
       if (entry.tenant->num_waiting == 0) continue;
-      if (least < 0 || entry.tenant->served < least) least = entry.tenant->served;
+      // Without credit, or those who come would hand it on, each a little ahead of the last.
+      const double served = std::max(entry.tenant->served, entry.tenant->base);
+      if (least < 0 || served < least) least = served;
     }
   }
   return least < 0 ? of.floor : least;
@@ -41,7 +43,7 @@ void WaitingQueue::List(Class& of, Tenant* tenant) {
 
 void WaitingQueue::Add(Request* request) {
   Class& of = ClassOf(*request);
-  if (of.tenants.size() > 2 * kMaxIdleTenants) DropIdleTenants(of);
+  if (of.tenants.size() > of.max_tenants) DropIdleTenants(of);
   Tenant& tenant = TenantOf(of, request->tenant);
   request->tenant_queue = &tenant;
   if (tenant.num_requests++ == 0) {
@@ -54,9 +56,14 @@ void WaitingQueue::Add(Request* request) {
   tenant.last = request;
   ++of.num_waiting;
   ++size_;
-  if (tenant.num_waiting++ > 0) return;
+  if (tenant.num_waiting > 0) {
+    ++tenant.num_waiting;
+    return;
+  }
+  tenant.base = LeastServed(of);
+  tenant.served = std::max(tenant.served, tenant.base - kCredit / tenant.weight);
+  tenant.num_waiting = 1;
   ++of.num_tenants;
-  tenant.served = std::max(tenant.served, LeastServed(of) - kCredit / tenant.weight);
   if (!tenant.is_listed) List(of, &tenant);
 }
 
@@ -239,6 +246,7 @@ void WaitingQueue::DropIdleTenants(Class& of) {
     const Tenant& tenant = *entry.second;
     return tenant.num_requests == 0 && !tenant.is_listed && tenant.served <= least;
   });
+  of.max_tenants = std::max(of.tenants.size() + kMaxIdleTenants, 2 * kMaxIdleTenants);
 }
 
 }  // namespace penstock::scheduler

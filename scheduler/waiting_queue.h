@@ -32,6 +32,7 @@ namespace penstock::scheduler {
 struct Tenant {
   double weight = 1;
   double served = 0;  // tokens by their cost / weight
+  double base = 0;    // the same without credit, as of when it last came with nothing waiting
   Request *first = nullptr, *last = nullptr;
   uint32_t num_waiting = 0;
   uint32_t num_requests = 0;  // that point here, waiting or not
@@ -125,8 +126,9 @@ class WaitingQueue {
     double served = 0;           // cost, of all its tenants
     double active_weight = 0;    // of the tenants that have requests
     uint32_t num_active = 0;
-    uint32_t num_passed = 0;  // admissions of lower numbers since one of its own
-    double floor = 0;         // what the tenant whose turn was last had been served
+    uint32_t num_passed = 0;                   // admissions of lower numbers since one of its own
+    size_t max_tenants = 2 * kMaxIdleTenants;  // above that idle ones are dropped
+    double floor = 0;  // what the tenant whose turn was last had been served
     // Of the walk:
     size_t num_turns = 0;
     uint32_t num_foreseen_passed = 0;

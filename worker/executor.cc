@@ -81,10 +81,12 @@ absl::Status Executor::Run(const std::atomic<bool>& stop) {
 
 absl::Status Executor::TakeRecords() {
   while (!stop_->load(std::memory_order_acquire)) {
+    // Before anything is looked at that may have changed when it is notified.
+    const uint32_t seen = header_->plan_event.Current();
     const std::byte* record = plans_.Next();
     if (record == nullptr) {
       if (overlapped()) RETURN_IF_ERROR(WaitForFlights(flights_.size()));
-      WaitForPlan();
+      WaitForPlan(seen);
       continue;
     }
     RETURN_IF_ERROR(TakeRecord(record));
@@ -96,10 +98,9 @@ absl::Status Executor::TakeRecords() {
   return absl::OkStatus();
 }
 
-void Executor::WaitForPlan() {
+void Executor::WaitForPlan(uint32_t seen) {
   const uint64_t now = NowNs();
   const bool busy = now - area_->heartbeat_ns.load(std::memory_order_relaxed) < kBusyNs;
-  const uint32_t seen = header_->plan_event.Current();
   if (!plans_.Empty() || stop_->load(std::memory_order_acquire)) return;
   header_->plan_event.Wait(seen, shm::kNoDeadline, busy ? options_.spin_ns : 0);
 }

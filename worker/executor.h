@@ -74,7 +74,7 @@ class Executor {
   absl::Status Launch(Flight* flight);
   absl::Status Finish(Flight* flight);
   void Publish(const Flight& flight);
-  void WaitForPlan();
+  void WaitForPlan(uint32_t seen);
   void Heartbeat();
 
   // The finishing thread's side.

@@ -169,9 +169,13 @@ void EngineLink::HandleDeltas(const wire::Deltas& deltas) {
   for (const wire::Extra& extra : deltas.extra()) extras[extra.index()] = &extra;
   const int32_t* ids = deltas.token_ids().data();
   for (int i = 0; i < size; ids += deltas.count(i), ++i) {
-    if (batch_[i] == nullptr) continue;  // ended here already
+    // Ended already: before this message, or in a row of it (it may have the ids of two steps).
+    if (batch_[i] == nullptr || batch_[i]->done) continue;
     const wire::Extra* extra = extras.empty() ? nullptr : extras[i];
-    if (HandleDelta(deltas, i, ids, extra, batch_[i].get())) done_.push_back(deltas.id(i));
+    if (HandleDelta(deltas, i, ids, extra, batch_[i].get())) {
+      batch_[i]->done = true;
+      done_.push_back(deltas.id(i));
+    }
     if (!std::exchange(batch_[i]->dirty, true)) dirty_.push_back(std::move(batch_[i]));
   }
   if (done_.empty()) return;

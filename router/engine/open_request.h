@@ -48,6 +48,7 @@ struct OpenRequest {
   // lock).
   uint64_t first_lease = 0;
   bool dirty = false;  // has had ids since the last Flush
+  bool done = false;   // its sink is not to be called again (receive thread)
 
   uint32_t num_received() const {
     return static_cast<uint32_t>(submit.ids_size() - submit.prompt_len());

@@ -146,7 +146,9 @@ bool Generation::Queue(Output output) {
     }
     if (finished) ++num_finished_;
     closed_ = ended = num_finished_ == num_choices();
-    if (!ended && waiting_bytes_ <= max_waiting_bytes_) return true;
+    // (What is to be one output waits for us, not for the client.)
+    const bool slow = delivery_ != Delivery::kWhole && waiting_bytes_ > max_waiting_bytes_;
+    if (!ended && !slow) return true;
   }
   if (ended) {
     End("");
@@ -165,7 +167,7 @@ void Generation::Close(const absl::Status& status, bool drop_waiting) {
   {
     std::lock_guard lock(mutex_);
     if (std::exchange(closed_, true)) return;
-    if (num_choices() - num_finished_ > 1) cancel = std::move(cancel_);  // the others
+    if (num_choices() > 1) cancel = std::move(cancel_);  // of the others
     if (drop_waiting) outputs_.clear();
     outputs_.emplace_back().failure = status;
   }

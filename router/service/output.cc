@@ -1,12 +1,14 @@
 #include "router/service/output.h"
 
 #include <algorithm>
+#include <cmath>
 
 namespace penstock::router {
 
 void KeepBest(int n, std::vector<Output>* choices) {
   const auto mean = [](const Output& output) {
-    return output.num_tokens == 0 ? 0 : output.sum_logprob / output.num_tokens;
+    const double mean = output.num_tokens == 0 ? 0 : output.sum_logprob / output.num_tokens;
+    return std::isnan(mean) ? -HUGE_VAL : mean;
   };
   std::stable_sort(choices->begin(), choices->end(),
                    [&](const Output& a, const Output& b) { return mean(a) > mean(b); });

@@ -57,7 +57,7 @@ class PolicyTest : public ::testing::Test {
 
 TEST_F(PolicyTest, NothingToDo) {
   EXPECT_THAT(Make().rows, IsEmpty());
-  EXPECT_EQ(plan.num_admitted, 0u);
+  EXPECT_EQ(plan.admitted.size(), 0u);
 }
 
 TEST_F(PolicyTest, DecodesFirstThenChunksThenAdmission) {
@@ -66,7 +66,7 @@ TEST_F(PolicyTest, DecodesFirstThenChunksThenAdmission) {
   EXPECT_THAT(Make().rows, ElementsAre(PlannedRow{1, 7, 1, true}, PlannedRow{2, 9, 1, true},
                                        PlannedRow{0, 0, 15, true}, PlannedRow{3, 0, 2, true},
                                        PlannedRow{4, 0, 1, false}));
-  EXPECT_EQ(plan.num_admitted, 2u);
+  EXPECT_EQ(plan.admitted.size(), 2u);
 }
 
 TEST_F(PolicyTest, AChunkGoesOnWhereItEnded) {
@@ -87,9 +87,9 @@ TEST_F(PolicyTest, AdmissionKeepsAWatermarkUnlessTheEngineIsEmpty) {
   EXPECT_THAT(Make().rows, ElementsAre(PlannedRow{0, 0, 12, true}));
   running = {Decode(1)};
   waiting = {{5}, {1}};  // the first does not fit, and is not overtaken
-  EXPECT_EQ(Make().num_admitted, 0u);
+  EXPECT_EQ(Make().admitted.size(), 0u);
   waiting = {{4}, {1}};
-  EXPECT_EQ(Make().num_admitted, 1u);
+  EXPECT_EQ(Make().admitted.size(), 1u);
 }
 
 class LookAheadTest : public PolicyTest {
@@ -111,7 +111,7 @@ class LookAheadTest : public PolicyTest {
   uint32_t AdmittedOf(uint32_t num_pages) {
     state.free_pages = num_pages;
     for (const RunningView& view : running) state.free_pages -= view.num_pages;
-    return Make().num_admitted;
+    return Make().admitted.size();
   }
 };
 
@@ -213,7 +213,24 @@ TEST_F(LookAheadTest, RandomisedMonotonic) {
 TEST_F(PolicyTest, AdmissionStopsAtSlots) {
   state.free_slots = 2;
   waiting = {{1}, {1}, {1}};
-  EXPECT_EQ(Make().num_admitted, 2u);
+  EXPECT_EQ(Make().admitted.size(), 2u);
+}
+
+TEST_F(PolicyTest, WhoIsOverHisShareLeavesTheHeadroomToOthers) {
+  budget.admission = Admission::kWatermark;
+  budget.headroom_pages = 5;
+  running = {Decode(1)};
+  state.free_pages = 10;
+  waiting = {{.length = 8, .over_share = true}, {.length = 8, .over_share = true}, {.length = 8}};
+  // 2 pages of 10, beside 2 and 5; then those over their share, in order, wait, and others pass.
+  Make();
+  EXPECT_THAT(plan.admitted, ElementsAre(0u, 2u));
+  EXPECT_THAT(plan.rows, ElementsAre(PlannedRow{0, 1, 1, true}, PlannedRow{1, 0, 8, true},
+                                     PlannedRow{2, 0, 8, true}));
+  // An engine without anything to do takes all the same.
+  running.clear();
+  waiting = {{.length = 32, .over_share = true}};
+  EXPECT_THAT(Make().admitted, ElementsAre(0u));
 }
 
 TEST_F(PolicyTest, AnAdmittedRequestComputesWhatItCannotShare) {
@@ -228,10 +245,10 @@ TEST_F(PolicyTest, ACopiedPageIsItsOwn) {
   uint32_t num_admitted = 0;
   for (state.free_pages = 0; state.free_pages < 40; ++state.free_pages) {
     waiting[0].cached = 8;
-    const uint32_t without = Make().num_admitted;
+    const uint32_t without = Make().admitted.size();
     num_admitted += without;
     waiting[0].cached = 11;
-    EXPECT_EQ(Make().num_admitted, without) << state.free_pages;
+    EXPECT_EQ(Make().admitted.size(), without) << state.free_pages;
     if (without > 0) {
       EXPECT_EQ(plan.rows.back(), (PlannedRow{1, 11, 1, true}));
     }
@@ -246,11 +263,11 @@ TEST_F(PolicyTest, SharedPagesAreTakenOnlyFromThoseThatCountAsFree) {
   state.free_pages = 4;
   // Three of four pages are held by another: one is taken, and two are kept for growth.
   waiting = {{.length = 16, .cached = 12, .cached_free = 0}};
-  EXPECT_EQ(Make().num_admitted, 1u);
+  EXPECT_EQ(Make().admitted.size(), 1u);
   waiting[0].cached_free = 1;
-  EXPECT_EQ(Make().num_admitted, 1u);
+  EXPECT_EQ(Make().admitted.size(), 1u);
   waiting[0].cached_free = 2;
-  EXPECT_EQ(Make().num_admitted, 0u);
+  EXPECT_EQ(Make().admitted.size(), 0u);
 }
 
 TEST_F(PolicyTest, AVictimFreesOnlyWhatItHoldsAlone) {
@@ -270,7 +287,7 @@ TEST_F(PolicyTest, ADecodeWithoutAPagePreemptsTheYoungest) {
   EXPECT_THAT(Make().rows, ElementsAre(PlannedRow{0, 4, 1, true}, PlannedRow{1, 8, 1, true},
                                        PlannedRow{2, 5, 1, true}));
   EXPECT_THAT(plan.preempted, ElementsAre(3u));
-  EXPECT_EQ(plan.num_admitted, 0u);
+  EXPECT_EQ(plan.admitted.size(), 0u);
 }
 
 TEST_F(PolicyTest, PagesOfAPlanInFlightAreWaitedFor) {

@@ -5,6 +5,7 @@
 
 #include <memory>
 #include <random>
+#include <tuple>
 #include <vector>
 
 #include "router/engine/retry_after.h"
@@ -142,6 +143,31 @@ TEST_F(EngineLinkTest, ASinkThatStopsIsCancelled) {
   const auto cancel = engine_->Receive([](const auto& m) { return m.has_cancel(); });
   EXPECT_THAT(cancel.cancel().ids(), ElementsAre(id));
   EXPECT_EQ(pool_->States()[0].in_flight, 0u);
+}
+
+TEST_F(EngineLinkTest, NothingComesAfterAStopInTheSameMessage) {
+  ConnectReady();
+  sink_->StopAt(1);
+  auto failing = std::make_shared<Sink>();
+  failing->StopAt(1);
+  const uint64_t id = Submit(sink_);
+  const uint64_t failing_id = Submit(failing);
+  wire::ToRouter message;  // two steps' rows, and an error behind a stop
+  wire::Deltas& deltas = *message.mutable_deltas();
+  for (const auto& [row_id, first, count] :
+       {std::tuple{id, 0, 1}, {id, 1, 1}, {failing_id, 0, 1}, {failing_id, 1, 0}}) {
+    deltas.add_id(row_id);
+    deltas.add_first(first);
+    deltas.add_count(count);
+    deltas.add_end(count == 0 ? wire::END_ERROR : wire::END_NONE);
+    for (int i = 0; i < count; ++i) deltas.add_token_ids(5);
+  }
+  engine_->Send(message);
+  const auto cancel = engine_->Receive([](const auto& m) { return m.has_cancel(); });
+  EXPECT_THAT(cancel.cancel().ids(), ElementsAre(id, failing_id));
+  EXPECT_THAT(sink_->WaitIds(1), ElementsAre(5));
+  EXPECT_THAT(failing->WaitIds(1), ElementsAre(5));
+  EXPECT_TRUE(failing->failure().ok());
 }
 
 TEST_F(EngineLinkTest, ErrorsEndTheirRequestAlone) {
