@@ -244,7 +244,7 @@ TEST_F(WaitingQueueTest, RandomTracesAgreeWithAPlainModel) {
         }
         count.base = least < 0 ? floors[request->priority] : least;
         count.served = std::max(count.served, count.base - WaitingQueue::kCredit);
-        count.served += 1e-6 * static_cast<double>(random() % 1000);  // no ties
+        count.served += 1e-9 * random();  // no ties
         queue_.Add(request);
         request->tenant_queue->served = count.served;
       } else {
