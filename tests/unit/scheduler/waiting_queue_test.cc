@@ -1,6 +1,5 @@
 #include "scheduler/waiting_queue.h"
 
-#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <deque>
@@ -12,8 +11,6 @@
 
 namespace penstock::scheduler {
 namespace {
-
-using ::testing::ElementsAre;
 
 class WaitingQueueTest : public ::testing::Test {
  protected:

@@ -78,7 +78,7 @@ void BM_Step(benchmark::State& state, bool tight) {
   Load load(static_cast<uint32_t>(state.range(0)), static_cast<uint32_t>(state.range(1)), tight);
   uint64_t running = 0, num_steps = 0;
   const uint64_t preemptions = load.num_preemptions();
-  for (auto _ : state) {
+  while (state.KeepRunning()) {
     load.Step();
     running += load.num_running();
     ++num_steps;
@@ -104,7 +104,7 @@ void BM_Peak(benchmark::State& state) {
   std::vector<scheduler::PeakUse::Entry> entries(state.range(0));
   for (auto& entry : entries) entry = {uint32_t(random() % 2000), uint32_t(random() % 3000)};
   scheduler::PeakUse peak;
-  for (auto _ : state) {
+  while (state.KeepRunning()) {
     peak.Clear();
     for (const auto& entry : entries) peak.Add(entry);
     peak.Sort();
@@ -118,7 +118,7 @@ void BM_Expect(benchmark::State& state) {
   scheduler::WindowEstimate estimate;
   for (int i = 0; i < 4096; ++i) estimate.Observe(1 + random() % 2000);
   uint32_t i = 0;
-  for (auto _ : state) {
+  while (state.KeepRunning()) {
     ++i;
     benchmark::DoNotOptimize(estimate.Expect(i * 7919 % 2000, 4096, scheduler::RankOf(i)));
   }
@@ -136,7 +136,7 @@ void BM_WaitingMemory(benchmark::State& state) {
   submit.set_tenant("a-tenant-with-a-name");
   submit.mutable_sampling()->set_max_tokens(1000);
   submit.mutable_sampling()->add_stop_ids(2);
-  for (auto _ : state) {
+  while (state.KeepRunning()) {
     std::vector<shm::RequestSlot> slots(1);
     std::vector<std::byte> arena(1 << 20);
     scheduler::Batch batch(slots, arena, scheduler::KeySecret{1, 2});
