@@ -13,7 +13,9 @@
 
 // libzmq isn't built with TSan, which therefore can't see that it hands messages over in order:
 // what it does itself is not looked at, what happens in this repository's code is.
+// NOLINTNEXTLINE(bugprone-reserved-identifier): TSan names it so.
 extern "C" const char* __tsan_default_suppressions();
+// NOLINTNEXTLINE(bugprone-reserved-identifier)
 extern "C" const char* __tsan_default_suppressions() { return "called_from_lib:libzmq.so\n"; }
 
 namespace penstock::router {
