@@ -282,7 +282,9 @@ void EngineLoop::PublishPlans() {
   const uint64_t depth = options_.overlap ? kMaxInFlight : 1;
   while (workers_.state() == WorkerLink::State::kServing && next_step_ - completed_step_ <= depth) {
     const int64_t begin_ns = shm::MonotonicNs();
-    const uint32_t max_tokens = step_budget_.Tokens(batch_.num_decodes());
+    // (To count them goes through all that run: only for a target.)
+    const uint32_t num_decodes = options_.target_itl_ms > 0 ? batch_.num_decodes() : 0;
+    const uint32_t max_tokens = step_budget_.Tokens(num_decodes);
     batch_.SetMaxTokens(max_tokens);
     batch_.HandOver();
     if (!batch_.Compose(next_step_, &record_)) break;

@@ -69,6 +69,19 @@ def cpu_seconds(process) -> dict:
     return used
 
 
+def write_report(out: pathlib.Path | None, benchmark: str, results: dict, **settings):
+    """One JSON object with the machine and the commit: to a file, or printed."""
+    cpu = next((l.split(":", 1)[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name")), "?")
+    commit = subprocess.run(["git", "-C", ROOT, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    report = {"benchmark": benchmark, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+              "machine": {"cpu": cpu, "cores": os.cpu_count(), "kernel": platform.release()},
+              "commit": commit.stdout.strip(), **settings, "results": results}
+    if out:
+        out.write_text(json.dumps(report, indent=1) + "\n")
+    else:
+        print(json.dumps(report))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bin", type=pathlib.Path, default=ROOT / "build/release/bin")
@@ -107,15 +120,7 @@ def main():
         print(f"{name:<26} {r['tokens_per_s']:>9.0f} tokens/s  {r['tokens_per_message']:>6.2f} a message  "
               f"gap p50 {r['gap_ms_p50']:.3f} ms  first p50 {r['first_ms_p50']:.3f} ms  cpu {r['cpu_share']}", flush=True)
 
-    cpu = next((l.split(":", 1)[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name")), "?")
-    commit = subprocess.run(["git", "-C", ROOT, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    report = {"benchmark": "control_plane", "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-              "machine": {"cpu": cpu, "cores": os.cpu_count(), "kernel": platform.release()},
-              "commit": commit.stdout.strip(), "results": results}
-    if args.out:
-        args.out.write_text(json.dumps(report, indent=1) + "\n")
-    else:
-        print(json.dumps(report))
+    write_report(args.out, "control_plane", results)
 
 
 if __name__ == "__main__":

@@ -20,14 +20,13 @@ import argparse
 import json
 import os
 import pathlib
-import platform
 import re
 import subprocess
 import sys
 import time
 import urllib.request
 
-from control_plane import MODEL, ROOT, Cluster
+from control_plane import MODEL, ROOT, Cluster, write_report
 
 CASES = {
     # Nobody comes or goes.
@@ -143,15 +142,7 @@ def main():
         print(f"{name}: gap us {gap} ({r['gaps_above_50us']} of {r['steps']} above 50); plan ahead us {ahead}; between us {between}; {r['steps_per_s']:.1f} steps/s of "
               f"{r['rows_a_step']:.0f} rows; cpu {shares}; load {r['load_average']:.2f}", flush=True)
 
-    cpu = next((l.split(":", 1)[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name")), "?")
-    commit = subprocess.run(["git", "-C", ROOT, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    report = {"benchmark": "step_gap", "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-              "machine": {"cpu": cpu, "cores": os.cpu_count(), "kernel": platform.release()},
-              "commit": commit.stdout.strip(), "streams": args.streams, "step_us": args.step_us, "results": results}
-    if args.out:
-        args.out.write_text(json.dumps(report, indent=1) + "\n")
-    else:
-        print(json.dumps(report))
+    write_report(args.out, "step_gap", results, streams=args.streams, step_us=args.step_us)
 
 
 if __name__ == "__main__":
